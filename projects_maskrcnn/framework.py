@@ -1,0 +1,171 @@
+"""The seam: every framework name that this project uses, from one framework or the other.
+
+The framework is chosen once, when this module is first imported, by the environment variable ``MASKRCNN_FRAMEWORK``:
+
+``auto`` (default)
+    Detectron2 where it is installed, else the embedded framework.
+``detectron2``
+    Detectron2, and an error where it is not installed.
+``embedded``
+    The embedded framework, also where Detectron2 is installed.
+
+The two lists below are the whole contract between the project and a framework. They name the same things from the
+same submodules: never a name from each. Nothing else in the project imports either framework.
+"""
+
+import importlib.util
+import logging
+import os
+
+CHOICES = ("auto", "detectron2", "embedded")
+
+
+class FrameworkError(ImportError):
+    """The framework asked for cannot be used; the message says why and what to do."""
+
+
+def is_installed(package: str) -> bool:
+    """Whether `package` can be imported as a regular package: a mere folder of that name does not count."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def select(choice: str) -> str:
+    """The framework, ``"detectron2"`` or ``"embedded"``, for a value of ``MASKRCNN_FRAMEWORK``.
+
+    Raises:
+        FrameworkError: the value is unknown, or asks for a Detectron2 that is not installed.
+    """
+    if choice not in CHOICES:
+        raise FrameworkError(f"MASKRCNN_FRAMEWORK={choice!r}: expected one of {', '.join(CHOICES)}")
+    installed = choice != "embedded" and is_installed("detectron2")
+    if choice == "detectron2" and not installed:
+        raise FrameworkError(
+            "MASKRCNN_FRAMEWORK=detectron2, but Detectron2 is not installed in this environment. "
+            "Install it, or unset the variable to run on the embedded framework."
+        )
+    return "detectron2" if installed else "embedded"
+
+
+FRAMEWORK = select(os.environ.get("MASKRCNN_FRAMEWORK", "auto"))
+
+if FRAMEWORK == "detectron2":
+    try:
+        from detectron2.checkpoint import DetectionCheckpointer
+        from detectron2.config import CfgNode, configurable, get_cfg
+        from detectron2.data import (
+            DatasetCatalog,
+            DatasetMapper,
+            MetadataCatalog,
+            build_detection_test_loader,
+            build_detection_train_loader,
+        )
+        from detectron2.data.datasets import load_coco_json, register_coco_instances
+        from detectron2.engine import (
+            DefaultTrainer,
+            HookBase,
+            default_argument_parser,
+            default_setup,
+            hooks,
+            launch,
+        )
+        from detectron2.evaluation import (
+            CityscapesInstanceEvaluator,
+            COCOEvaluator,
+            DatasetEvaluator,
+            DatasetEvaluators,
+            verify_results,
+        )
+        from detectron2.layers import (
+            CNNBlockBase,
+            Conv2d,
+            ConvTranspose2d,
+            FrozenBatchNorm2d,
+            Linear,
+            ShapeSpec,
+            cat,
+            get_norm,
+        )
+        from detectron2.modeling import (
+            BACKBONE_REGISTRY,
+            ROI_BOX_HEAD_REGISTRY,
+            ROI_HEADS_REGISTRY,
+            ROI_KEYPOINT_HEAD_REGISTRY,
+            ROI_MASK_HEAD_REGISTRY,
+            Backbone,
+            FastRCNNOutputLayers,
+            ROIHeads,
+            build_box_head,
+            build_keypoint_head,
+            build_mask_head,
+            build_model,
+        )
+        from detectron2.structures import Boxes, BoxMode, ImageList, Instances, PolygonMasks
+        from detectron2.utils import comm
+        from detectron2.utils.events import get_event_storage
+        from detectron2.utils.file_io import PathManager
+        from detectron2.utils.logger import setup_logger
+        from detectron2.utils.visualizer import Visualizer
+    except Exception as error:
+        raise FrameworkError(
+            f"Detectron2 is installed but broken: {type(error).__name__}: {error}. "
+            "Repair it, or set MASKRCNN_FRAMEWORK=embedded to run on the embedded framework."
+        ) from error
+else:
+    from .embedded.checkpoint import DetectionCheckpointer
+    from .embedded.config import CfgNode, configurable, get_cfg
+    from .embedded.data import (
+        DatasetCatalog,
+        DatasetMapper,
+        MetadataCatalog,
+        build_detection_test_loader,
+        build_detection_train_loader,
+    )
+    from .embedded.data.datasets import load_coco_json, register_coco_instances
+    from .embedded.engine import (
+        DefaultTrainer,
+        HookBase,
+        default_argument_parser,
+        default_setup,
+        hooks,
+        launch,
+    )
+    from .embedded.evaluation import (
+        CityscapesInstanceEvaluator,
+        COCOEvaluator,
+        DatasetEvaluator,
+        DatasetEvaluators,
+        verify_results,
+    )
+    from .embedded.layers import (
+        CNNBlockBase,
+        Conv2d,
+        ConvTranspose2d,
+        FrozenBatchNorm2d,
+        Linear,
+        ShapeSpec,
+        cat,
+        get_norm,
+    )
+    from .embedded.modeling import (
+        BACKBONE_REGISTRY,
+        ROI_BOX_HEAD_REGISTRY,
+        ROI_HEADS_REGISTRY,
+        ROI_KEYPOINT_HEAD_REGISTRY,
+        ROI_MASK_HEAD_REGISTRY,
+        Backbone,
+        FastRCNNOutputLayers,
+        ROIHeads,
+        build_box_head,
+        build_keypoint_head,
+        build_mask_head,
+        build_model,
+    )
+    from .embedded.structures import Boxes, BoxMode, ImageList, Instances, PolygonMasks
+    from .embedded.utils import comm
+    from .embedded.utils.events import get_event_storage
+    from .embedded.utils.file_io import PathManager
+    from .embedded.utils.logger import setup_logger
+    from .embedded.utils.visualizer import Visualizer
+
+logging.getLogger(__name__).info("Framework: %s", FRAMEWORK)
