@@ -80,7 +80,6 @@ if FRAMEWORK == "detectron2":
             CNNBlockBase,
             Conv2d,
             ConvTranspose2d,
-            FrozenBatchNorm2d,
             Linear,
             ShapeSpec,
             cat,
@@ -100,7 +99,9 @@ if FRAMEWORK == "detectron2":
             build_mask_head,
             build_model,
         )
-        from detectron2.structures import Boxes, BoxMode, ImageList, Instances, PolygonMasks
+        from detectron2.modeling.roi_heads import select_foreground_proposals
+        from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
+        from detectron2.structures import Boxes, ImageList, Instances, heatmaps_to_keypoints
         from detectron2.utils import comm
         from detectron2.utils.events import get_event_storage
         from detectron2.utils.file_io import PathManager
@@ -141,7 +142,6 @@ else:
         CNNBlockBase,
         Conv2d,
         ConvTranspose2d,
-        FrozenBatchNorm2d,
         Linear,
         ShapeSpec,
         cat,
@@ -161,7 +161,9 @@ else:
         build_mask_head,
         build_model,
     )
-    from .embedded.structures import Boxes, BoxMode, ImageList, Instances, PolygonMasks
+    from .embedded.modeling.roi_heads import select_foreground_proposals
+    from .embedded.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
+    from .embedded.structures import Boxes, ImageList, Instances, heatmaps_to_keypoints
     from .embedded.utils import comm
     from .embedded.utils.events import get_event_storage
     from .embedded.utils.file_io import PathManager

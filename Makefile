@@ -1,0 +1,35 @@
+# `make demo` and `make test` are all that a new user needs; both set up .venv on first use.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+CONFIG := configs/quick/mask_rcnn_R_18_FPN_shapes.yaml
+DEMO := output/demo
+
+.PHONY: demo test lint format clean
+
+demo: $(DEMO)/model_final.pth
+	$(BIN)/python -m projects_maskrcnn.show $(DEMO)
+
+# An interrupted training goes on from its last checkpoint.
+$(DEMO)/model_final.pth: .venv/installed
+	$(BIN)/python train_net.py --config-file $(CONFIG) --resume OUTPUT_DIR $(DEMO)
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv output datasets *.egg-info
+
+.venv/installed: setup.py pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q -e '.[test]'
+	touch $@

@@ -1,0 +1,62 @@
+"""A mapper that a damaged image or annotation does not stop."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+MAX_DAMAGED = 100
+"""Different samples that may fail in one process; more of them are no accident."""
+
+
+class RobustMapper:
+    """Maps a sample as `mapper` does, and goes on where that fails, with an error in the log that names the sample.
+
+    In training a damaged sample gives None, and the framework takes another. In testing it gives a black image, on which
+    whatever is detected is wrong: the image counts against the result, never for it.
+
+    Args:
+        mapper: takes a dataset dictionary to a model's input.
+        is_train: whether samples may be left out.
+    """
+
+    def __init__(self, mapper: Callable[[dict], dict], is_train: bool) -> None:
+        self.mapper = mapper
+        self.is_train = is_train
+        self.damaged: set[str] = set()
+
+    def __call__(self, dataset_dict: dict) -> dict | None:
+        """The model's input, or None in training for a damaged sample.
+
+        Raises:
+            RuntimeError: more than `MAX_DAMAGED` samples are damaged.
+        """
+        try:
+            return self.mapper(dataset_dict)
+        except Exception as error:
+            self._report(dataset_dict, error)
+        if self.is_train:
+            return None
+        height, width = dataset_dict["height"], dataset_dict["width"]
+        return {**dataset_dict, "image": torch.zeros(3, height, width, dtype=torch.uint8)}
+
+    def _report(self, dataset_dict: dict, error: Exception) -> None:
+        name = str(dataset_dict.get("file_name", dataset_dict.get("image_id")))
+        if name not in self.damaged:
+            self.damaged.add(name)
+            consequence = "It is left out" if self.is_train else "It is evaluated as a black image"
+            logger.error(
+                "Cannot use %s (image id %s): %s: %s. %s; repair or remove it.",
+                name,
+                dataset_dict.get("image_id"),
+                type(error).__name__,
+                error,
+                consequence,
+            )
+        if len(self.damaged) > MAX_DAMAGED:
+            raise RuntimeError(
+                f"more than {MAX_DAMAGED} samples cannot be used, the last one {name}: "
+                f"{type(error).__name__}: {error}. See the log for the others"
+            ) from error

@@ -1,0 +1,218 @@
+"""Checkpoints that are tensors only when read, and never half written."""
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from torch import nn
+
+from ..utils import comm
+from ..utils.file_io import PathManager
+
+REMEDY = "Give MODEL.WEIGHTS a .pth file with a state_dict, or with one under the key 'model'."
+PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+
+
+class CheckpointError(ValueError):
+    """A file without weights for the model; the message names the file, what was found and the remedy."""
+
+
+class DetectionCheckpointer(Checkpointer):
+    """fvcore's `Checkpointer` with safe files. Stands for Detectron2's `DetectionCheckpointer`.
+
+    - Reads tensors and plain values only (``weights_only``): loading a file never runs its code.
+    - Reads a bare state_dict as well as one under the key ``model``, from a path or a URL.
+    - Writes under a temporary name and renames, so that an interruption leaves the last checkpoint whole.
+    - Writes on the main process alone.
+
+    Args:
+        model: a module; `DistributedDataParallel` is looked through.
+        save_dir: the folder of the checkpoints; empty to save none.
+        save_to_disk: whether this process saves; by default, whether it is the main one.
+        checkpointables: further objects with ``state_dict`` and ``load_state_dict``, saved under their names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ):
+        if save_to_disk is None:
+            save_to_disk = comm.is_main_process()
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.path_manager = PathManager
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes ``{save_dir}/{name}.pth``, and its name into ``{save_dir}/last_checkpoint``.
+
+        Args:
+            name: the file's name without its suffix.
+            kwargs: further values to save, such as ``iteration``.
+
+        Raises:
+            TypeError: something to save is neither tensor nor plain value, and could not be read back.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **_plain({**states, **kwargs})}
+        os.makedirs(self.save_dir, exist_ok=True)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with _replaced(path) as f:
+            torch.save(data, f)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Makes `last_filename_basename`, a file of the folder, the one to resume from."""
+        with _replaced(os.path.join(self.save_dir, "last_checkpoint")) as f:
+            f.write(last_filename_basename.encode())
+
+    def load(self, path: str | os.PathLike, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Loads the model, and the checkpointables that the file has.
+
+        Parameters that the file lacks, has besides, or has in other shapes (heads for another number of
+        classes) are left as they are and reported.
+
+        Args:
+            path: a path or a URL; empty to load nothing.
+            checkpointables: the names of those to load; None for all.
+
+        Returns:
+            what the file holds besides.
+
+        Raises:
+            FileNotFoundError: no such file.
+            CheckpointError: the file holds no weights, or none that fit the model.
+        """
+        path = os.fspath(path or "")
+        return super().load(self._local_file(path) if path else "", checkpointables)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resumes from the last checkpoint of the folder, or else loads the model alone from `path`.
+
+        Raises:
+            FileNotFoundError: the last checkpoint is recorded, but missing.
+        """
+        if resume and self.has_checkpoint() and not os.path.isfile(last := self.get_checkpoint_file()):
+            record = os.path.join(self.save_dir, "last_checkpoint")
+            present = sorted(os.path.basename(file) for file in self.get_all_checkpoint_files())
+            raise FileNotFoundError(
+                f"{record} names {os.path.basename(last)!r}, which is not in that folder. "
+                f"Write one of {present} into {record}, or delete {record} to start anew."
+            )
+        return super().resume_or_load(path, resume=resume)
+
+    def _local_file(self, path: str) -> str:
+        """The path of a file on this machine with what `path`, or the URL, holds."""
+        if path.endswith(".pkl"):
+            raise CheckpointError(
+                f"{path} is a pickle, which is not read: reading it runs whatever code it holds. {REMEDY}"
+            )
+        try:
+            local = self.path_manager.get_local_path(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be fetched ({error}). {REMEDY}") from error
+        if os.path.isdir(local):
+            raise CheckpointError(f"{path} is a folder, not a weights file. {REMEDY}")
+        if not os.path.isfile(local):
+            raise FileNotFoundError(f"The weights file {path} does not exist. {REMEDY}")
+        return local
+
+    def _load_file(self, f: str) -> dict[str, Any]:
+        try:
+            loaded = torch.load(f, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{f} is not a weights file: {_describe(f)}. {REMEDY}") from error
+        if isinstance(loaded, dict) and "model" not in loaded:
+            loaded = {"model": loaded}
+        if not isinstance(loaded, dict) or not _is_state_dict(loaded["model"]):
+            found = loaded["model"] if isinstance(loaded, dict) else loaded
+            raise CheckpointError(f"{f} holds no weights, but {_describe_value(found)}. {REMEDY}")
+        found, expected = list(loaded["model"]), list(self.model.state_dict())
+        if not {name.removeprefix("module.") for name in found} & set(expected):
+            raise CheckpointError(
+                f"{f} holds the weights of another model: none of its tensors ({', '.join(found[:3])} ...) "
+                f"has a name of this model's ({', '.join(expected[:3])} ...). {REMEDY}"
+            )
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        # Old Detectron2 checkpoints hold the anchors, which are computed now.
+        unexpected = [key for key in incompatible.unexpected_keys if "anchor_generator.cell_anchors" not in key]
+        return incompatible._replace(unexpected_keys=unexpected)
+
+
+@contextmanager
+def _replaced(path: str) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `path` once it is on the disk; until then `path` is untouched."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _plain(value: Any, name: str = "") -> Any:
+    """`value` in tensors, plain values and plain containers, which a ``weights_only`` load reads."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, torch.Tensor) or type(value) in PLAIN_TYPES:
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    raise TypeError(
+        f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: its state must be of tensors, "
+        "numbers, strings, lists, tuples and dictionaries"
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def _describe(path: str) -> str:
+    """What a file that `torch.load` refuses is, by its first bytes."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as f:
+        head = f.read(64)
+    if size == 0:
+        return "it is empty"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page (a download that was answered with one?)"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer (git lfs pull fetches the file itself)"
+    if head.startswith(b"PK"):
+        whole = zipfile.is_zipfile(path)
+        return "it holds Python objects besides tensors, or is damaged" if whole else f"it is cut short at {size} bytes"
+    if head.startswith(b"\x80"):
+        return "it is damaged, or a pickle of Python objects besides tensors"
+    return f"its {size} bytes start with {head[:16]!r}"
+
+
+def _describe_value(value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__}"
+    if not value:
+        return "an empty dictionary"
+    others = [f"{key!r}: {type(item).__name__}" for key, item in value.items() if not isinstance(item, torch.Tensor)]
+    return f"a dictionary with {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"

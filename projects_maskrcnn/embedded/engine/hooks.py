@@ -1,0 +1,320 @@
+"""Hooks of a trainer. Stands for `detectron2.engine.hooks`."""
+
+import logging
+import math
+import operator
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
+from fvcore.common.timer import Timer
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from torch import nn
+
+from ..evaluation.testing import flatten_results_dict
+from ..utils import comm
+from ..utils.env import seed_all_rng
+from ..utils.events import EventStorage, EventWriter
+from .train_loop import HookBase
+
+logger = logging.getLogger(__name__)
+
+
+class CallbackHook(HookBase):
+    """Calls functions of the trainer."""
+
+    def __init__(
+        self,
+        *,
+        before_train: Callable | None = None,
+        after_train: Callable | None = None,
+        before_step: Callable | None = None,
+        after_step: Callable | None = None,
+    ) -> None:
+        self._callbacks = {
+            "before_train": before_train,
+            "after_train": after_train,
+            "before_step": before_step,
+            "after_step": after_step,
+        }
+
+    def _call(self, event: str) -> None:
+        if self._callbacks[event]:
+            self._callbacks[event](self.trainer)
+
+    def before_train(self) -> None:
+        self._call("before_train")
+
+    def after_train(self) -> None:
+        self._call("after_train")
+
+    def before_step(self) -> None:
+        self._call("before_step")
+
+    def after_step(self) -> None:
+        self._call("after_step")
+
+
+class SeedIteration(HookBase):
+    """Seeds every step from the run's seed, the process and the iteration, so that a resumed run repeats them."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def before_step(self) -> None:
+        seed_all_rng(hash((self._seed, comm.get_rank(), self.trainer.iter)))
+
+
+class IterationTimer(HookBase):
+    """Puts `time`, the seconds of a step without those of hooks, into the event storage, and logs the sums.
+
+    Args:
+        warmup_iter: first steps that do not count, since they are slow.
+    """
+
+    def __init__(self, warmup_iter: int = 3) -> None:
+        self._warmup_iter = warmup_iter
+        self._step_timer = Timer()
+        self._start_time = time.perf_counter()
+        self._total_timer = Timer()
+
+    def before_train(self) -> None:
+        self._start_time = time.perf_counter()
+        self._total_timer.reset()
+        self._total_timer.pause()
+
+    def after_train(self) -> None:
+        total = time.perf_counter() - self._start_time
+        stepping = self._total_timer.seconds()
+        num_iter = self.trainer.storage.iter + 1 - self.trainer.start_iter - self._warmup_iter
+        if num_iter > 0 and stepping > 0:
+            logger.info(
+                "Overall training speed: %d iterations in %s (%.4f s / it)",
+                num_iter,
+                timedelta(seconds=int(stepping)),
+                stepping / num_iter,
+            )
+        logger.info(
+            "Total training time: %s (%s on hooks)",
+            timedelta(seconds=int(total)),
+            timedelta(seconds=int(total - stepping)),
+        )
+
+    def before_step(self) -> None:
+        self._step_timer.reset()
+        self._total_timer.resume()
+
+    def after_step(self) -> None:
+        if self.trainer.iter - self.trainer.start_iter + 1 >= self._warmup_iter:
+            self.trainer.storage.put_scalars(time=self._step_timer.seconds())
+        else:
+            self._total_timer.reset()
+        self._total_timer.pause()
+
+
+class PeriodicWriter(HookBase):
+    """Lets writers write every `period` iterations and at the end, and closes them."""
+
+    def __init__(self, writers: Iterable[EventWriter], period: int = 20) -> None:
+        self._writers = list(writers)
+        self._period = period
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self._period == 0 or self.trainer.iter == self.trainer.max_iter - 1:
+            for writer in self._writers:
+                writer.write()
+
+    def after_train(self) -> None:
+        for writer in self._writers:
+            writer.write()
+            writer.close()
+
+
+class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
+    """fvcore's `PeriodicCheckpointer` as a hook."""
+
+    def before_train(self) -> None:
+        self.max_iter = self.trainer.max_iter
+
+    def after_step(self) -> None:
+        self.step(self.trainer.iter)
+
+
+class BestCheckpointer(HookBase):
+    """Saves `<file_prefix>.pth` whenever a metric is better than ever before.
+
+    Args:
+        eval_period: iterations between evaluations.
+        val_metric: name of a scalar in the event storage, such as "segm/AP".
+        mode: whether "max" or "min" is better.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        checkpointer: Checkpointer,
+        val_metric: str,
+        mode: Literal["max", "min"] = "max",
+        file_prefix: str = "model_best",
+    ) -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be 'max' or 'min', not {mode!r}")
+        self._period = eval_period
+        self._checkpointer = checkpointer
+        self._metric = val_metric
+        self._better = operator.gt if mode == "max" else operator.lt
+        self._file_prefix = file_prefix
+        self.best_metric: float | None = None
+        self.best_iter: int | None = None
+
+    def _check(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self._metric, (None, None))
+        if value is None:
+            logger.warning("There is no %r in the event storage: no best checkpoint is kept", self._metric)
+        elif math.isfinite(value) and (self.best_metric is None or self._better(value, self.best_metric)):
+            self.best_metric, self.best_iter = value, iteration
+            self._checkpointer.save(self._file_prefix, iteration=iteration)
+            logger.info("Saved the best model so far: %s %.5f at iteration %d", self._metric, value, iteration)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
+            self._check()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._check()
+
+
+class LRScheduler(HookBase):
+    """Steps a learning-rate schedule after each iteration, and puts `lr` into the event storage.
+
+    Without arguments it takes the trainer's own optimizer and scheduler.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer | None = None, scheduler: Any | None = None) -> None:
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+
+    @property
+    def scheduler(self) -> Any:
+        return self._scheduler or self.trainer.scheduler
+
+    def before_train(self) -> None:
+        optimizer = self._optimizer or self.trainer.optimizer
+        # the group with the most parameters, of those with the learning rate that most groups have, stands for all
+        rates = [group["lr"] for group in optimizer.param_groups]
+        common = max(rates, key=rates.count)
+        self._group = max(
+            (i for i, rate in enumerate(rates) if rate == common),
+            key=lambda i: len(optimizer.param_groups[i]["params"]),
+        )
+
+    def after_step(self) -> None:
+        optimizer = self._optimizer or self.trainer.optimizer
+        self.trainer.storage.put_scalar("lr", optimizer.param_groups[self._group]["lr"], smoothing_hint=False)
+        self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scheduler.load_state_dict(state_dict)
+
+
+class EvalHook(HookBase):
+    """Evaluates every `eval_period` iterations and after training.
+
+    Args:
+        eval_period: 0 for no evaluation during training.
+        eval_function: returns nested dictionaries of numbers.
+        eval_after_train: evaluate the final model too.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        eval_function: Callable[[], Mapping[str, Any]],
+        eval_after_train: bool = True,
+    ) -> None:
+        self._period = eval_period
+        self._function = eval_function
+        self._eval_after_train = eval_after_train
+
+    def _evaluate(self) -> None:
+        results = self._function()
+        if results:
+            self.trainer.storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        comm.synchronize()  # the others may have waited for the main process's evaluation
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
+            self._evaluate()
+
+    def after_train(self) -> None:
+        if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._evaluate()
+        self._function = None  # it may hold the trainer
+
+
+class PreciseBN(HookBase):
+    """Replaces batch norms' running averages by true averages over `num_iter` batches, before each evaluation.
+
+    Args:
+        period: iterations between updates; 0 for one after training alone.
+        data_loader: gives batches; not the one that is trained on.
+    """
+
+    def __init__(self, period: int, model: nn.Module, data_loader: Iterable, num_iter: int) -> None:
+        self._model = model
+        self._data_loader = data_loader
+        self._num_iter = num_iter
+        self._period = period
+        self._disabled = not get_bn_modules(model)
+        self._iterator = None
+        if self._disabled:
+            logger.info("TEST.PRECISE_BN does nothing: the model has no batch norms in training mode")
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
+            self.update_stats()
+
+    def update_stats(self) -> None:
+        """Update the statistics of the batch norms in training mode."""
+        if self._disabled:
+            return
+        if self._iterator is None:
+            self._iterator = iter(self._data_loader)
+        with EventStorage():  # the model's numbers on these batches are nobody's business
+            update_bn_stats(self._model, self._iterator, self._num_iter)
+
+
+class TorchProfiler(HookBase):
+    """Profiles the iterations for which `enable_predicate(trainer)` is true, one file each in `output_dir`."""
+
+    def __init__(self, enable_predicate: Callable[[Any], bool], output_dir: str) -> None:
+        self._enable_predicate = enable_predicate
+        self._output_dir = output_dir
+        self._profiler: torch.profiler.profile | None = None
+
+    def before_step(self) -> None:
+        if self._enable_predicate(self.trainer):
+            self._profiler = torch.profiler.profile()
+            self._profiler.__enter__()
+
+    def after_step(self) -> None:
+        if self._profiler is None:
+            return
+        self._profiler.__exit__(None, None, None)
+        os.makedirs(self._output_dir, exist_ok=True)
+        trace = os.path.join(self._output_dir, f"profiler_iter{self.trainer.iter}.json")
+        self._profiler.export_chrome_trace(trace)
+        self._profiler = None
+        logger.info("Wrote a profile of iteration %d to %s", self.trainer.iter, trace)

@@ -1,0 +1,91 @@
+"""Several processes on one or several machines. Stands for `detectron2.engine.launch`."""
+
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ..utils import comm
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
+        s.bind(("", 0))
+        return s.getsockname()[1]
+
+
+def launch(
+    main_func: Callable,
+    num_gpus_per_machine: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str | None = None,
+    args: tuple = (),
+    timeout: timedelta = DEFAULT_TIMEOUT,
+) -> Any:
+    """Run `main_func(*args)` in a process for each GPU, joined over NCCL; on machines without GPUs, over Gloo.
+
+    Args:
+        num_gpus_per_machine: processes of this machine. Without CUDA that many processes share the CPU.
+        machine_rank: this machine's number, from 0.
+        dist_url: where the processes meet, such as "tcp://10.0.0.1:29500"; "auto" on a single machine.
+        timeout: how long they wait for each other.
+
+    Returns:
+        what `main_func` returns, where there is a single process.
+
+    Raises:
+        ValueError: this machine has fewer GPUs, or `dist_url` is "auto" with several machines.
+    """
+    world_size = num_machines * num_gpus_per_machine
+    if world_size <= 1:
+        return main_func(*args)
+    if torch.cuda.is_available() and torch.cuda.device_count() < num_gpus_per_machine:
+        raise ValueError(f"--num-gpus {num_gpus_per_machine}, but this machine has {torch.cuda.device_count()}")
+    if dist_url in (None, "auto"):
+        if num_machines > 1:
+            raise ValueError("--dist-url auto works on one machine; give the address of machine 0, tcp://HOST:PORT")
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    mp.start_processes(
+        _worker,
+        nprocs=num_gpus_per_machine,
+        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout),
+        start_method="spawn",
+    )
+    return None
+
+
+def _worker(
+    local_rank: int,
+    main_func: Callable,
+    world_size: int,
+    num_gpus_per_machine: int,
+    machine_rank: int,
+    dist_url: str,
+    args: tuple,
+    timeout: timedelta,
+) -> None:
+    has_gpus = torch.cuda.is_available()
+    if has_gpus:
+        torch.cuda.set_device(local_rank)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_gpus_per_machine))
+    dist.init_process_group(
+        backend="nccl" if has_gpus else "gloo",
+        init_method=dist_url,
+        world_size=world_size,
+        rank=machine_rank * num_gpus_per_machine + local_rank,
+        timeout=timeout,
+    )
+    comm.create_local_process_group(num_gpus_per_machine)
+    comm.synchronize()
+    try:
+        main_func(*args)
+    finally:
+        dist.destroy_process_group()

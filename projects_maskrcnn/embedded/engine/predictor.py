@@ -1,0 +1,43 @@
+"""A model for one image at a time. Stands for `detectron2.engine.DefaultPredictor`."""
+
+import numpy as np
+import torch
+
+from ..checkpoint import DetectionCheckpointer
+from ..config import CfgNode
+from ..data import MetadataCatalog
+from ..data import transforms as T
+from ..modeling import build_model
+
+
+class DefaultPredictor:
+    """The config's model with its weights, on images as `cv2.imread` gives them.
+
+    ::
+
+        predictor = DefaultPredictor(cfg)
+        instances = predictor(cv2.imread("input.jpg"))["instances"]
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        if cfg.DATASETS.TEST:
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        self.aug = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+        if self.input_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {self.input_format!r}; DefaultPredictor takes BGR images to RGB or BGR")
+
+    @torch.no_grad()
+    def __call__(self, original_image: np.ndarray) -> dict:
+        """The model's output for an image (height, width, 3), BGR uint8."""
+        if original_image is None or original_image.ndim != 3:
+            raise ValueError("expected an image (height, width, 3); cv2.imread gives None for a file it cannot read")
+        height, width = original_image.shape[:2]
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        image = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
+        return self.model([{"image": tensor, "height": height, "width": width}])[0]

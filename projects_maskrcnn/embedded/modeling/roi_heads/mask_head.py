@@ -1,0 +1,15 @@
+"""The registry of mask heads."""
+
+from torch import nn
+
+from ...config import CfgNode
+from ...layers import ShapeSpec
+from ...utils.registry import Registry
+
+ROI_MASK_HEAD_REGISTRY = Registry("ROI_MASK_HEAD")
+"""Classes that take a config and the `ShapeSpec` of a pooled RoI."""
+
+
+def build_mask_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+    """The head that `MODEL.ROI_MASK_HEAD.NAME` names."""
+    return ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME)(cfg, input_shape)

@@ -1,0 +1,1 @@
+"""What several parts of the framework use: registries, files, logging, distributed communication."""

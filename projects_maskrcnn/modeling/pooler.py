@@ -1,0 +1,67 @@
+"""RoI features of a fixed size, from one feature map or a pyramid."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from ..framework import Boxes, CfgNode, ShapeSpec
+from ..ops import multilevel_roi_align
+
+ROI_LAYERS: dict[str, Callable[..., Tensor]] = {
+    "ROIAlignV2": partial(multilevel_roi_align, aligned=True),
+    "ROIAlign": partial(multilevel_roi_align, aligned=False),
+}
+"""What `POOLER_TYPE` may name: functions with the arguments of `multilevel_roi_align`. Add your own."""
+
+
+class RoIPooler(nn.Module):
+    """Pools each box from the level that fits its size. Stands for Detectron2's `ROIPooler`.
+
+    Args:
+        output_size: (height, width) in bins, or one number for both.
+        scales: of each feature map over the network's input, finest first.
+        sampling_ratio: samples per bin along each axis, 0 to adapt.
+        pooler_type: a key of `ROI_LAYERS`.
+
+    Raises:
+        ValueError: `pooler_type` is unknown.
+    """
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        scales: list[float],
+        sampling_ratio: int,
+        pooler_type: str,
+    ) -> None:
+        super().__init__()
+        if pooler_type not in ROI_LAYERS:
+            raise ValueError(f"POOLER_TYPE is {pooler_type!r}; known are {', '.join(ROI_LAYERS)}")
+        self.output_size = output_size
+        self.scales = list(scales)
+        self.sampling_ratio = sampling_ratio
+        self.pooler_type = pooler_type
+
+    @classmethod
+    def of_head(cls, head: CfgNode, shapes: list[ShapeSpec]) -> "RoIPooler":
+        """The pooler of a config node with `POOLER_RESOLUTION`, `POOLER_SAMPLING_RATIO` and `POOLER_TYPE`."""
+        return cls(
+            head.POOLER_RESOLUTION,
+            [1.0 / shape.stride for shape in shapes],
+            head.POOLER_SAMPLING_RATIO,
+            head.POOLER_TYPE,
+        )
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """(R, C, height, width) features of the boxes of all images, in order.
+
+        Args:
+            x: feature maps (N, C, H, W), finest first.
+            box_lists: for each image its boxes, in pixels of the network's input.
+        """
+        boxes = [b.tensor for b in box_lists]
+        return ROI_LAYERS[self.pooler_type](x, boxes, self.output_size, self.scales, self.sampling_ratio)
+
+    def extra_repr(self) -> str:
+        return f"{self.pooler_type}, output_size={self.output_size}, scales={self.scales}"
