@@ -154,7 +154,7 @@ def draw_scene(rng: Generator) -> tuple[np.ndarray, list[dict]]:
         image, and for each object `category` (index into `CLASSES`), `mask` (height, width) uint8 of what is seen of
         it, `iscrowd`, and for figures `keypoints` (6, 3) of x, y in pixels and COCO's visibility.
     """
-    height, width = [(SIZE, SIZE), (SIZE, SIZE), (SIZE - 16, SIZE), (SIZE, SIZE - 16)][rng.integers(4)]
+    height = width = SIZE
     ground, colour = _colours(rng)
     image = _texture((height, width), ground, rng)
     owner = np.full((height, width), -1, np.int32)

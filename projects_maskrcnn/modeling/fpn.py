@@ -11,10 +11,17 @@ from .resnet import build_maskrcnn_resnet_backbone
 
 
 class LastLevelMaxPool(nn.Module):
-    """p6: every other cell of p5."""
+    """One level more, such as p6: every other cell of the coarsest one.
+
+    Args:
+        in_feature: name of the coarsest map.
+    """
 
     num_levels = 1
-    in_feature = "p5"
+
+    def __init__(self, in_feature: str = "p5") -> None:
+        super().__init__()
+        self.in_feature = in_feature
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [F.max_pool2d(x, kernel_size=1, stride=2)]
@@ -100,12 +107,13 @@ class FPN(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_maskrcnn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A ResNet with the feature pyramid that `MODEL.FPN` describes, p6 included."""
+    """A ResNet with the feature pyramid that `MODEL.FPN` describes, and one level more: p6, where res5 is the last."""
+    last = cfg.MODEL.FPN.IN_FEATURES[-1]
     return FPN(
         bottom_up=build_maskrcnn_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=LastLevelMaxPool(last.replace("res", "p")),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -103,124 +103,118 @@ def _pool(
     aligned: bool,
 ) -> Tensor:
     """RoIAlign of box r on `features[level[r]][image[r]]`. See `roi_align`."""
-    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    bins_y, bins_x = (output_size, output_size) if isinstance(output_size, int) else output_size
     num_images, channels = features[0].shape[:2]
     if len(image) and not 0 <= image.min() <= image.max() < num_images:
         raise ValueError(f"image index of an RoI is out of range: features hold {num_images} images")
-    dtype = features[0].dtype
-    compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    boxes = boxes.detach().to(compute_dtype)
-    cells, offsets, weights, order, base = [], [], [], [], 0
-    for index, (x, scale) in enumerate(zip(features, spatial_scales, strict=True)):
-        on_level = (level == index).nonzero().squeeze(1)
-        y_weights = _axis_weights(boxes[on_level][:, 1::2], scale, height, x.shape[2], sampling_ratio, aligned)
-        x_weights = _axis_weights(boxes[on_level][:, 0::2], scale, width, x.shape[3], sampling_ratio, aligned)
-        cell, weight, count = _bins(y_weights, x_weights)
-        first_cell = base + image[on_level] * x.shape[2] * x.shape[3]
-        cells.append(cell + first_cell.repeat_interleave(count.view(len(on_level), height * width).sum(1)))
-        weights.append(weight)
-        offsets.append(count)
-        order.append(on_level)
-        base += num_images * x.shape[2] * x.shape[3]
-    rows = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, channels) for x in features]).to(compute_dtype)
-    count = torch.cat(offsets)
-    sums = _WeightedRowSum.apply(rows, torch.cat(cells), count.cumsum(0) - count, torch.cat(weights))
-    place = torch.empty_like(image)
-    place[torch.cat(order)] = torch.arange(len(image), device=image.device)
-    pooled = sums.view(-1, height, width, channels)[place]
-    return pooled.permute(0, 3, 1, 2).to(dtype)
+    dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
+    # Maps are laid out as rows of channels, one row a cell: all cells of the first level, then of the next.
+    shapes = torch.tensor([x.shape[2:] for x in features], device=boxes.device)
+    cells = shapes.prod(1)
+    first_row = num_images * (cells.cumsum(0) - cells)
+    scale = torch.tensor(spatial_scales, dtype=dtype, device=boxes.device)
+    edges = boxes.detach().to(dtype) * scale[level, None] - (0.5 if aligned else 0.0)
+    height, width = shapes[level].unbind(1)
+    y = _axis_weights(edges[:, 1::2], bins_y, height, sampling_ratio, aligned)
+    x = _axis_weights(edges[:, 0::2], bins_x, width, sampling_ratio, aligned)
+    index, weights, offsets = _bins(y, x, first_row[level] + image * cells[level], width)
+    sums = _WeightedRowSum.apply(index, weights, offsets, *features)
+    return sums.view(-1, bins_y, bins_x, channels).permute(0, 3, 1, 2).to(features[0].dtype)
 
 
-def _axis_weights(edges: Tensor, scale: float, bins: int, length: int, sampling_ratio: int, aligned: bool) -> Tensor:
-    """(R, bins, length) weight of each cell along one axis in each bin of RoIs with `edges` (R, 2) in image pixels."""
-    offset = 0.5 if aligned else 0.0
-    edges = edges * scale - offset
-    finite = edges.isfinite().all(1)
-    start, end = edges.nan_to_num(0, 0, 0).unbind(1)
-    extent = end - start if aligned else (end - start).clamp(min=1.0)
-    bin_size = extent / bins
-    samples = torch.full_like(start, sampling_ratio) if sampling_ratio > 0 else bin_size.ceil()
-    weights = edges.new_zeros(len(edges), bins, length)
-    for count in samples[samples > 0].unique().tolist():  # an empty RoI has no samples
-        of_count = (samples == count).nonzero().squeeze(1)
-        size = bin_size[of_count, None, None]
-        bin_index = torch.arange(bins, device=edges.device).view(1, bins, 1)
-        sample_index = torch.arange(int(count), device=edges.device)
-        at = start[of_count, None, None] + bin_index * size + (sample_index + 0.5) * size / count
-        inside = (at >= -1.0) & (at <= length)
-        at = at.clamp(0, length - 1)
-        low = at.floor()
-        share = inside.to(at.dtype) / count
-        part = edges.new_zeros(len(of_count), bins, length)
-        part.scatter_add_(2, low.long(), (1 - (at - low)) * share)
-        part.scatter_add_(2, (low.long() + 1).clamp(max=length - 1), (at - low) * share)
-        weights[of_count] = part
-    return weights * finite.to(weights.dtype)[:, None, None]
-
-
-def _bins(y_weights: Tensor, x_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The cells of each bin and their weights, as flat lists, and (R * height * width,) the number of cells of each bin.
+def _axis_weights(edges: Tensor, bins: int, length: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
+    """(R, bins, longest length) weight of each cell in each bin, along one axis.
 
     Args:
-        y_weights, x_weights: (R, height, H) and (R, width, W), from `_axis_weights`.
+        edges: (R, 2) start and end of each RoI, in cells.
+        length: (R,) cells of the map that each RoI is on.
     """
-    map_width = x_weights.shape[2]
-    (y_first, y_count), (x_first, x_count) = _span(y_weights), _span(x_weights)
-    height, width = y_first.shape[1], x_first.shape[1]
-    count = (y_count[:, :, None] * x_count[:, None, :]).flatten()
-    of_bin = torch.arange(len(count), device=count.device).repeat_interleave(count)
-    within = torch.arange(len(of_bin), device=count.device) - (count.cumsum(0) - count)[of_bin]
-    y_bin = of_bin // width  # RoI and bin row
-    x_bin = of_bin // (height * width) * width + of_bin % width  # RoI and bin column
-    columns = x_count.flatten()[x_bin]
+    finite = edges.isfinite().all(1)
+    start, end = edges.where(finite[:, None], 0).unbind(1)
+    size = (end - start if aligned else (end - start).clamp(min=1.0)) / bins
+    count = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil().clamp(min=0)
+    start, size, count, length = (t[:, None, None] for t in (start, size, count * finite, length))
+    start = start + torch.arange(bins, device=edges.device)[:, None] * size
+    longest = int(length.max()) if len(edges) else 0
+    # Of a bin much larger than the map, take the samples that can lie on the map: they are more than half a cell apart.
+    most = 2 * longest + 8
+    first = torch.where(count > most, ((-1 - start) * count / size).floor() - 1, 0).clamp(min=0)
+    sample = first + torch.arange(min(int(count.max()) if len(edges) else 0, most), device=edges.device)
+    at = start + (sample + 0.5) * size / count
+    on_map = (sample < count) & (at >= -1) & (at <= length)
+    at = at.where(on_map, 0).clamp(min=0).minimum(length - 1)
+    low = at.floor()
+    share = on_map / count.clamp(min=1)
+    weights = edges.new_zeros(len(edges), bins, longest)
+    weights.scatter_add_(2, low.long(), (1 - (at - low)) * share)
+    weights.scatter_add_(2, (low + 1).minimum(length - 1).long(), (at - low) * share)
+    return weights
+
+
+def _bins(y_weights: Tensor, x_weights: Tensor, first_row: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The cells of all bins, as flat lists: row of features, weight, and (bins,) where each bin's cells begin.
+
+    Args:
+        y_weights, x_weights: (R, bins, cells), from `_axis_weights`.
+        first_row: (R,) row of the first cell of the map that each RoI is on.
+        width: (R,) of that map.
+    """
+    y_used, x_used = y_weights != 0, x_weights != 0
+    y_count, x_count = y_used.sum(2), x_used.sum(2)
+    y_first, x_first = (c.flatten().cumsum(0).view_as(c) - c for c in (y_count, x_count))
+    count = y_count[:, :, None] * x_count[:, None, :]
+    offsets = count.flatten().cumsum(0) - count.flatten()
+
+    def of_cell(per_bin: Tensor) -> Tensor:
+        return per_bin.expand_as(count).flatten().repeat_interleave(count.flatten())
+
+    columns = of_cell(x_count[:, None, :])
+    within = torch.arange(len(columns), device=count.device) - of_cell(offsets.view_as(count))
     row = within // columns
-    y = y_first.flatten()[y_bin] + row
-    x = x_first.flatten()[x_bin] + within - row * columns
-    weight = y_weights.flatten()[y_bin * y_weights.shape[2] + y] * x_weights.flatten()[x_bin * map_width + x]
-    return y * map_width + x, weight, count
-
-
-def _span(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """First cell, and number of cells up to the last one, with a weight along the last dimension."""
-    used = weights != 0
-    first = used.byte().argmax(-1)
-    last = weights.shape[-1] - 1 - used.flip(-1).byte().argmax(-1)
-    return first, torch.where(used.any(-1), last - first + 1, 0)
+    y = of_cell(y_first[:, :, None]) + row
+    x = of_cell(x_first[:, None, :]) + within - row * columns
+    y_row = (first_row[:, None, None] + torch.arange(y_used.shape[2], device=count.device) * width[:, None, None])
+    index = y_row.expand_as(y_used)[y_used][y] + x_used.nonzero()[:, 2][x]
+    return index, y_weights[y_used][y] * x_weights[x_used][x], offsets
 
 
 class _WeightedRowSum(torch.autograd.Function):
-    """Sums of weighted rows: bag b adds `weights[k] * rows[index[k]]` for k from `offsets[b]` on, up to the next bag.
+    """Sums of weighted cells: bag b adds `weights[k] * rows[index[k]]` for k from `offsets[b]` on, up to the next bag.
 
-    The gradient is the same sum with rows and bags exchanged: each row gathers from its bags in a fixed order.
+    The rows are the cells of all feature maps. Their gradient is the same kind of sum with rows and bags exchanged:
+    each row gathers from its bags in a fixed order, so it is the same in every run.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(index, offsets, weights)
-        ctx.num_rows = len(rows)
-        return _bag_sum(rows, index, offsets, weights)
+    def forward(ctx: Any, index: Tensor, weights: Tensor, offsets: Tensor, *features: Tensor) -> Tensor:
+        ctx.save_for_backward(index, weights, offsets)
+        ctx.like = [(x.shape, x.dtype) for x in features]
+        rows = weights.new_empty(sum(x[:, 0].numel() for x in features), features[0].shape[1])
+        for part, x in zip(rows.split([x[:, 0].numel() for x in features]), features, strict=True):
+            part.view(len(x), *x.shape[2:], -1).copy_(x.permute(0, 2, 3, 1))
+        return _bag_sum(rows, index, weights, offsets)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        index, offsets, weights = ctx.saved_tensors
-        bag = torch.zeros_like(index)
-        starts = offsets[1:][offsets[1:] < len(index)]
-        bag.index_add_(0, starts, torch.ones_like(starts))
-        by_row = index.argsort(stable=True)
-        count = torch.bincount(index, minlength=ctx.num_rows)
-        return (
-            _bag_sum(grad, bag.cumsum(0)[by_row], count.cumsum(0) - count, weights[by_row]),
-            None,
-            None,
-            None,
-        )
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        index, weights, offsets = ctx.saved_tensors
+        cells = [shape[0] * shape[2] * shape[3] for shape, _ in ctx.like]
+        count = offsets.diff(append=offsets.new_tensor([len(index)]))
+        bag = torch.arange(len(offsets), device=index.device).repeat_interleave(count)
+        index, by_row = index.sort(stable=True)
+        starts = torch.searchsorted(index, torch.arange(sum(cells), device=index.device))
+        rows = _bag_sum(grad.contiguous(), bag[by_row], weights[by_row], starts)
+        grads = [
+            part.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2).to(dtype)
+            for part, (shape, dtype) in zip(rows.split(cells), ctx.like, strict=True)
+        ]
+        return None, None, None, *grads
 
 
-def _bag_sum(rows: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def _bag_sum(rows: Tensor, index: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
     if not len(index):
         return rows.new_zeros(len(offsets), rows.shape[1])
-    return F.embedding_bag(index, rows.contiguous(), offsets, mode="sum", per_sample_weights=weights)
+    return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weights)
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -235,19 +229,37 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         int64 indices of the kept boxes, by decreasing score.
     """
     order = scores.argsort(descending=True, stable=True)
-    corners = boxes.detach()[order].cpu().numpy()
-    x0, y0, x1, y1 = corners.T.copy()
-    area = (x1 - x0) * (y1 - y0)
-    alive = torch.ones(len(order), dtype=torch.bool).numpy()
-    for i in range(len(order)):
-        if not alive[i]:
-            continue
-        rest = slice(i + 1, None)
-        width = (x1[rest].clip(max=x1[i]) - x0[rest].clip(min=x0[i])).clip(min=0)
-        height = (y1[rest].clip(max=y1[i]) - y0[rest].clip(min=y0[i])).clip(min=0)
-        overlap = width * height
-        alive[rest] &= ~(overlap > iou_threshold * (area[i] + area[rest] - overlap))
-    return order[torch.from_numpy(alive).to(order.device)]
+    boxes = boxes.detach()[order]
+    kept = boxes[:0]
+    kept_order = [order[:0]]
+    for block, indices in zip(boxes.split(_NMS_BLOCK), order.split(_NMS_BLOCK), strict=True):
+        alive = ~_overlaps(kept, block, iou_threshold).any(0)
+        block, indices = block[alive], indices[alive]
+        # a box stays unless a better one that stays overlaps it: from "all stay", each round settles at least one more
+        # box for good, and a round that changes nothing ends it
+        suppresses = _overlaps(block, block, iou_threshold).triu(1)
+        stays = torch.ones(len(block), dtype=torch.bool, device=boxes.device)
+        while True:
+            previous = stays
+            stays = ~suppresses[previous].any(0)
+            if torch.equal(stays, previous):
+                break
+        kept = torch.cat([kept, block[stays]])
+        kept_order.append(indices[stays])
+    return torch.cat(kept_order)
+
+
+_NMS_BLOCK = 1024
+
+
+def _overlaps(boxes: Tensor, others: Tensor, iou_threshold: float) -> Tensor:
+    """(N, M) bool: whether the IoU of two boxes is above the threshold."""
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    other_area = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
+    width = torch.minimum(boxes[:, None, 2], others[:, 2]) - torch.maximum(boxes[:, None, 0], others[:, 0])
+    height = torch.minimum(boxes[:, None, 3], others[:, 3]) - torch.maximum(boxes[:, None, 1], others[:, 1])
+    shared = width.clamp_(min=0) * height.clamp_(min=0)
+    return shared / (area[:, None] + other_area - shared) > iou_threshold
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
