@@ -63,17 +63,14 @@ if FRAMEWORK == "detectron2":
         from detectron2.data.datasets import load_coco_json, register_coco_instances
         from detectron2.engine import (
             DefaultTrainer,
-            HookBase,
             default_argument_parser,
             default_setup,
-            hooks,
             launch,
         )
         from detectron2.evaluation import (
             CityscapesInstanceEvaluator,
             COCOEvaluator,
             DatasetEvaluator,
-            DatasetEvaluators,
             verify_results,
         )
         from detectron2.layers import (
@@ -103,8 +100,7 @@ if FRAMEWORK == "detectron2":
         from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
         from detectron2.structures import Boxes, ImageList, Instances, heatmaps_to_keypoints
         from detectron2.utils import comm
-        from detectron2.utils.events import get_event_storage
-        from detectron2.utils.file_io import PathManager
+        from detectron2.utils.events import EventStorage, get_event_storage
         from detectron2.utils.logger import setup_logger
         from detectron2.utils.visualizer import Visualizer
     except Exception as error:
@@ -125,17 +121,14 @@ else:
     from .embedded.data.datasets import load_coco_json, register_coco_instances
     from .embedded.engine import (
         DefaultTrainer,
-        HookBase,
         default_argument_parser,
         default_setup,
-        hooks,
         launch,
     )
     from .embedded.evaluation import (
         CityscapesInstanceEvaluator,
         COCOEvaluator,
         DatasetEvaluator,
-        DatasetEvaluators,
         verify_results,
     )
     from .embedded.layers import (
@@ -165,8 +158,7 @@ else:
     from .embedded.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
     from .embedded.structures import Boxes, ImageList, Instances, heatmaps_to_keypoints
     from .embedded.utils import comm
-    from .embedded.utils.events import get_event_storage
-    from .embedded.utils.file_io import PathManager
+    from .embedded.utils.events import EventStorage, get_event_storage
     from .embedded.utils.logger import setup_logger
     from .embedded.utils.visualizer import Visualizer
 

@@ -9,9 +9,7 @@ import pytest
 REAL = "import importlib.util; print(importlib.util.find_spec('detectron2') is not None)"
 
 
-def run_seam(
-    root, choice=None, path=None, code="import projects_maskrcnn.framework as f; print(f.FRAMEWORK)"
-):
+def run_seam(root, choice=None, path=None, code="import projects_maskrcnn.framework as f; print(f.FRAMEWORK)"):
     """Run `code` with MASKRCNN_FRAMEWORK=`choice` and the folder `path` first on the import path."""
     environment = {k: v for k, v in os.environ.items() if k != "MASKRCNN_FRAMEWORK"}
     if choice is not None:

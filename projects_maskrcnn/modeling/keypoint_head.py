@@ -12,7 +12,6 @@ from ..framework import (
     ShapeSpec,
     cat,
     configurable,
-    get_event_storage,
     heatmaps_to_keypoints,
 )
 
@@ -30,11 +29,9 @@ def keypoint_rcnn_loss(pred_keypoint_logits: Tensor, instances: list[Instances],
     targets = cat([m[0].flatten() for m in maps]) if maps else None
     visible = cat([m[1].flatten() for m in maps]).nonzero().squeeze(1) if maps else ()
     if not len(visible):
-        get_event_storage().put_scalar("keypoint_head/num_visible_keypoints", 0)
         return pred_keypoint_logits.sum() * 0
     logits = pred_keypoint_logits.flatten(2).flatten(0, 1)
     loss = F.cross_entropy(logits[visible], targets[visible], reduction="sum")
-    get_event_storage().put_scalar("keypoint_head/num_visible_keypoints", len(visible))
     return loss / (len(visible) if normalizer is None else normalizer)
 
 

@@ -125,7 +125,6 @@ class MaskRCNNMaskHead(nn.Sequential):
             "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),
             "conv_norm": head.NORM,
-            "loss_weight": head.get("LOSS_WEIGHT", 1.0),
         }
 
     def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:

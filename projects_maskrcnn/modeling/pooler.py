@@ -1,5 +1,6 @@
 """RoI features of a fixed size, from one feature map or a pyramid."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -23,9 +24,11 @@ class RoIPooler(nn.Module):
         scales: of each feature map over the network's input, finest first.
         sampling_ratio: samples per bin along each axis, 0 to adapt.
         pooler_type: a key of `ROI_LAYERS`.
+        canonical_box_size, canonical_level: a square box with this side, in pixels, belongs on the level of scale
+            ``2 ** -canonical_level``.
 
     Raises:
-        ValueError: `pooler_type` is unknown.
+        ValueError: `pooler_type` is unknown, or the scales are not consecutive powers of two.
     """
 
     def __init__(
@@ -34,14 +37,21 @@ class RoIPooler(nn.Module):
         scales: list[float],
         sampling_ratio: int,
         pooler_type: str,
+        canonical_box_size: int = 224,
+        canonical_level: int = 4,
     ) -> None:
         super().__init__()
         if pooler_type not in ROI_LAYERS:
             raise ValueError(f"POOLER_TYPE is {pooler_type!r}; known are {', '.join(ROI_LAYERS)}")
+        levels = [-math.log2(scale) for scale in scales]
+        if levels[0] % 1 or levels != [levels[0] + i for i in range(len(levels))]:
+            raise ValueError(f"strides {[1 / s for s in scales]} of the feature maps are not consecutive powers of two")
         self.output_size = output_size
         self.scales = list(scales)
         self.sampling_ratio = sampling_ratio
         self.pooler_type = pooler_type
+        self.canonical_box_size = canonical_box_size
+        self.canonical_level = canonical_level
 
     @classmethod
     def of_head(cls, head: CfgNode, shapes: list[ShapeSpec]) -> "RoIPooler":
@@ -60,8 +70,15 @@ class RoIPooler(nn.Module):
             x: feature maps (N, C, H, W), finest first.
             box_lists: for each image its boxes, in pixels of the network's input.
         """
-        boxes = [b.tensor for b in box_lists]
-        return ROI_LAYERS[self.pooler_type](x, boxes, self.output_size, self.scales, self.sampling_ratio)
+        return ROI_LAYERS[self.pooler_type](
+            x,
+            [boxes.tensor for boxes in box_lists],
+            self.output_size,
+            self.scales,
+            self.sampling_ratio,
+            canonical_box_size=self.canonical_box_size,
+            canonical_level=self.canonical_level,
+        )
 
     def extra_repr(self) -> str:
         return f"{self.pooler_type}, output_size={self.output_size}, scales={self.scales}"

@@ -1,7 +1,7 @@
 """RoI heads: what happens to each proposal (paper, section 3 and figure 4).
 
-In training the heads learn from a sample of the proposals, all at once. In testing the box head runs first, and the mask
-and keypoint heads on its detections alone, which is faster and more accurate.
+In training the heads learn from a sample of the proposals, all at once. In testing the box head runs first, and the
+mask and keypoint heads on its detections alone, which is faster and more accurate.
 """
 
 from typing import Any

@@ -1,9 +1,10 @@
 """The operations in plain PyTorch: what every faster implementation must agree with.
 
-RoIAlign (paper, section 3) averages bilinear samples in each bin of an RoI. A bilinear sample is the product of a weight
-along y and one along x, and so is the average over a bin's grid of samples. So a bin is a sum over a small rectangle of
-cells whose weights factor: ``out[i, j] = sum over cells (y, x) of Wy[i, y] * Wx[j, x] * F[y, x]``. `_axis_weights` gives one
-factor, `_bins` lists each bin's cells, and `_WeightedRowSum` adds them up, for any number of maps at once.
+RoIAlign (paper, section 3) averages bilinear samples in each bin of an RoI. A bilinear sample is the product of a
+weight along y and one along x, and so is the average over a bin's grid of samples. So a bin is a sum over a small
+rectangle of cells whose weights factor: ``out[i, j] = sum over cells (y, x) of Wy[i, y] * Wx[j, x] * F[y, x]``.
+`_axis_weights` gives one factor, `_bins` lists the cells of every bin, and `_WeightedRowSum` adds them up, for any
+number of feature maps at once.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+NMS_BLOCK = 128
+"""Boxes that `nms` decides on together. It changes nothing but the time."""
 
 
 def roi_align(
@@ -72,7 +76,7 @@ def multilevel_roi_align(
     if features[0].shape[0] != len(boxes):
         raise ValueError(f"features of {features[0].shape[0]} images, but boxes of {len(boxes)}")
     rois = torch.cat(list(boxes)) if boxes else features[0].new_zeros(0, 4)
-    counts = torch.tensor([len(b) for b in boxes], device=rois.device)
+    counts = torch.tensor([len(b) for b in boxes], dtype=torch.int64, device=rois.device)
     image = torch.arange(len(boxes), device=rois.device).repeat_interleave(counts)
     if len(features) == 1:
         level = torch.zeros_like(image)
@@ -119,7 +123,7 @@ def _pool(
     x = _axis_weights(edges[:, 0::2], bins_x, width, sampling_ratio, aligned)
     index, weights, offsets = _bins(y, x, first_row[level] + image * cells[level], width)
     sums = _WeightedRowSum.apply(index, weights, offsets, *features)
-    return sums.view(-1, bins_y, bins_x, channels).permute(0, 3, 1, 2).to(features[0].dtype)
+    return sums.view(len(image), bins_y, bins_x, channels).permute(0, 3, 1, 2).to(features[0].dtype)
 
 
 def _axis_weights(edges: Tensor, bins: int, length: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
@@ -136,10 +140,10 @@ def _axis_weights(edges: Tensor, bins: int, length: Tensor, sampling_ratio: int,
     start, size, count, length = (t[:, None, None] for t in (start, size, count * finite, length))
     start = start + torch.arange(bins, device=edges.device)[:, None] * size
     longest = int(length.max()) if len(edges) else 0
-    # Of a bin much larger than the map, take the samples that can lie on the map: they are more than half a cell apart.
-    most = 2 * longest + 8
+    # A bin far larger than the map has more samples than memory. Those on the map suffice: half a cell or more apart.
+    most = max(2 * longest + 8, sampling_ratio)
     first = torch.where(count > most, ((-1 - start) * count / size).floor() - 1, 0).clamp(min=0)
-    sample = first + torch.arange(min(int(count.max()) if len(edges) else 0, most), device=edges.device)
+    sample = first + torch.arange(int(count.clamp(max=most).max()) if len(edges) else 0, device=edges.device)
     at = start + (sample + 0.5) * size / count
     on_map = (sample < count) & (at >= -1) & (at <= length)
     at = at.where(on_map, 0).clamp(min=0).minimum(length - 1)
@@ -173,7 +177,7 @@ def _bins(y_weights: Tensor, x_weights: Tensor, first_row: Tensor, width: Tensor
     row = within // columns
     y = of_cell(y_first[:, :, None]) + row
     x = of_cell(x_first[:, None, :]) + within - row * columns
-    y_row = (first_row[:, None, None] + torch.arange(y_used.shape[2], device=count.device) * width[:, None, None])
+    y_row = first_row[:, None, None] + torch.arange(y_used.shape[2], device=count.device) * width[:, None, None]
     index = y_row.expand_as(y_used)[y_used][y] + x_used.nonzero()[:, 2][x]
     return index, y_weights[y_used][y] * x_weights[x_used][x], offsets
 
@@ -191,7 +195,7 @@ class _WeightedRowSum(torch.autograd.Function):
         ctx.like = [(x.shape, x.dtype) for x in features]
         rows = weights.new_empty(sum(x[:, 0].numel() for x in features), features[0].shape[1])
         for part, x in zip(rows.split([x[:, 0].numel() for x in features]), features, strict=True):
-            part.view(len(x), *x.shape[2:], -1).copy_(x.permute(0, 2, 3, 1))
+            part.view(len(x), *x.shape[2:], x.shape[1]).copy_(x.permute(0, 2, 3, 1))
         return _bag_sum(rows, index, weights, offsets)
 
     @staticmethod
@@ -226,40 +230,36 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         iou_threshold: a box goes when its IoU with a better kept one is above this.
 
     Returns:
-        int64 indices of the kept boxes, by decreasing score.
+        int64 indices of the kept boxes, by decreasing score; of equal scores the first comes first.
     """
     order = scores.argsort(descending=True, stable=True)
-    boxes = boxes.detach()[order]
-    kept = boxes[:0]
-    kept_order = [order[:0]]
-    for block, indices in zip(boxes.split(_NMS_BLOCK), order.split(_NMS_BLOCK), strict=True):
-        alive = ~_overlaps(kept, block, iou_threshold).any(0)
-        block, indices = block[alive], indices[alive]
-        # a box stays unless a better one that stays overlaps it: from "all stay", each round settles at least one more
-        # box for good, and a round that changes nothing ends it
-        suppresses = _overlaps(block, block, iou_threshold).triu(1)
-        stays = torch.ones(len(block), dtype=torch.bool, device=boxes.device)
-        while True:
-            previous = stays
-            stays = ~suppresses[previous].any(0)
-            if torch.equal(stays, previous):
-                break
-        kept = torch.cat([kept, block[stays]])
-        kept_order.append(indices[stays])
-    return torch.cat(kept_order)
+    kept = []
+    while len(order):  # the best boxes that are left judge themselves in turn, then all others at once
+        best = order[:NMS_BLOCK]
+        suppresses = _iou(boxes[best], boxes[order]).double() > iou_threshold
+        alive = _greedy(suppresses[:, : len(best)])
+        kept.append(best[alive])
+        order = order[len(best) :][~suppresses[alive, len(best) :].any(0)]
+    return torch.cat(kept) if kept else order
 
 
-_NMS_BLOCK = 1024
+def _greedy(suppresses: Tensor) -> Tensor:
+    """(N,) bool: the boxes that no earlier one of them suppresses, given (N, N) whether i would suppress j."""
+    matrix = suppresses.cpu().numpy()
+    alive = torch.ones(len(matrix), dtype=torch.bool)
+    view = alive.numpy()
+    for i in range(len(matrix)):
+        if view[i]:
+            view[i + 1 :] &= ~matrix[i, i + 1 :]
+    return alive.to(suppresses.device)
 
 
-def _overlaps(boxes: Tensor, others: Tensor, iou_threshold: float) -> Tensor:
-    """(N, M) bool: whether the IoU of two boxes is above the threshold."""
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    other_area = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
-    width = torch.minimum(boxes[:, None, 2], others[:, 2]) - torch.maximum(boxes[:, None, 0], others[:, 0])
-    height = torch.minimum(boxes[:, None, 3], others[:, 3]) - torch.maximum(boxes[:, None, 1], others[:, 1])
-    shared = width.clamp_(min=0) * height.clamp_(min=0)
-    return shared / (area[:, None] + other_area - shared) > iou_threshold
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) intersection over union of boxes (N, 4) and (M, 4), NaN where neither has an area."""
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.T.contiguous()[..., None], b.T.contiguous()
+    width = torch.minimum(ax1, bx1).sub_(torch.maximum(ax0, bx0)).clamp_(min=0)
+    overlap = torch.minimum(ay1, by1).sub_(torch.maximum(ay0, by0)).clamp_(min=0).mul_(width)
+    return overlap / ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0)).sub_(overlap)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -302,7 +302,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
         x = (torch.arange(left, right, device=masks.device) + 0.5 - x0) / (x1 - x0) * 2 - 1
         y = (torch.arange(top, bottom, device=masks.device) + 0.5 - y0) / (y1 - y0) * 2 - 1
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)
-        grid = grid.where(grid.isfinite(), 0.0)
+        grid = grid.where(grid.isfinite(), -2.0)  # off the mask, so zero
         soft = F.grid_sample(masks[None, None, n].float(), grid[None], align_corners=False)[0, 0]
         region = pasted[n, top:bottom, left:right]
         region.copy_(soft >= threshold if threshold >= 0 else (soft * 255).to(torch.uint8))

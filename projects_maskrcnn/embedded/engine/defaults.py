@@ -83,11 +83,15 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         with PathManager.open(path, "w") as file:
             file.write(cfg.dump())
         logger.info("Full config saved to %s", path)
+    logger.info("Running with full config:\n%s", cfg)
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
         raise RuntimeError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no CUDA device: set MODEL.DEVICE cpu")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not getattr(args, "eval_only", False):
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
@@ -114,6 +118,10 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
     return ddp
 
 
+def _of_inner_trainer(name: str) -> property:
+    return property(lambda self: getattr(self._trainer, name), lambda self, value: setattr(self._trainer, name, value))
+
+
 class DefaultTrainer(TrainerBase):
     """All that a config says of training. Stands for Detectron2's `DefaultTrainer`.
 
@@ -123,7 +131,7 @@ class DefaultTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        setup_logger()
+        setup_logger(distributed_rank=comm.get_rank())
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -139,17 +147,9 @@ class DefaultTrainer(TrainerBase):
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
-    @property
-    def model(self) -> nn.Module:
-        return self._trainer.model
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self._trainer.optimizer
-
-    @property
-    def data_loader(self) -> Any:
-        return self._trainer.data_loader
+    model = _of_inner_trainer("model")
+    optimizer = _of_inner_trainer("optimizer")
+    data_loader = _of_inner_trainer("data_loader")
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint of the output folder with all its states, or else the weights `MODEL.WEIGHTS`."""
@@ -195,6 +195,12 @@ class DefaultTrainer(TrainerBase):
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results)
         return self._last_eval_results
+
+    def before_train(self) -> None:
+        # Making the iterator draws a random number, which must not be one of the first step's: that step may
+        # be any step of a run that was interrupted.
+        _ = self._trainer._data_loader_iter
+        super().before_train()
 
     def run_step(self) -> None:
         self._trainer.iter = self.iter
@@ -256,7 +262,12 @@ class DefaultTrainer(TrainerBase):
         results = {}
         for index, name in enumerate(names):
             loader = cls.build_test_loader(cfg, name)
-            evaluator = evaluators[index] if evaluators is not None else cls.build_evaluator(cfg, name)
+            try:
+                evaluator = evaluators[index] if evaluators is not None else cls.build_evaluator(cfg, name)
+            except NotImplementedError as error:
+                logger.warning("%s is not evaluated: %s", name, error)
+                results[name] = {}
+                continue
             results[name] = inference_on_dataset(model, loader, evaluator)
             if comm.is_main_process():
                 logger.info("Evaluation results for %s in csv format:", name)

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
+from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
 from ..evaluation.testing import flatten_results_dict
+from ..solver import LRMultiplier
 from ..utils import comm
 from ..utils.env import seed_all_rng
 from ..utils.events import EventStorage, EventWriter
@@ -67,7 +70,8 @@ class SeedIteration(HookBase):
         self._seed = seed
 
     def before_step(self) -> None:
-        seed_all_rng(hash((self._seed, comm.get_rank(), self.trainer.iter)))
+        sequence = np.random.SeedSequence((self._seed, comm.get_rank(), self.trainer.iter))
+        seed_all_rng(int(sequence.generate_state(1)[0]))
 
 
 class IterationTimer(HookBase):
@@ -113,6 +117,7 @@ class IterationTimer(HookBase):
         if self.trainer.iter - self.trainer.start_iter + 1 >= self._warmup_iter:
             self.trainer.storage.put_scalars(time=self._step_timer.seconds())
         else:
+            self._start_time = time.perf_counter()
             self._total_timer.reset()
         self._total_timer.pause()
 
@@ -187,14 +192,22 @@ class BestCheckpointer(HookBase):
             self._check()
 
     def after_train(self) -> None:
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
+        if self.trainer.iter >= self.trainer.max_iter:
             self._check()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
 
 
 class LRScheduler(HookBase):
     """Steps a learning-rate schedule after each iteration, and puts `lr` into the event storage.
 
-    Without arguments it takes the trainer's own optimizer and scheduler.
+    Args:
+        optimizer: by default the trainer's.
+        scheduler: by default the trainer's; fvcore's schedules multiply the optimizer's learning rates.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer | None = None, scheduler: Any | None = None) -> None:
@@ -206,25 +219,37 @@ class LRScheduler(HookBase):
         return self._scheduler or self.trainer.scheduler
 
     def before_train(self) -> None:
-        optimizer = self._optimizer or self.trainer.optimizer
-        # the group with the most parameters, of those with the learning rate that most groups have, stands for all
+        self._optimizer = self._optimizer or self.trainer.optimizer
+        if isinstance(self.scheduler, ParamScheduler):
+            self._scheduler = LRMultiplier(
+                self._optimizer, self.scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
+            )
+        self._shown_group = self.get_best_param_group_id(self._optimizer)
+
+    @staticmethod
+    def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
+        """The group whose rate stands for all: the one with the most parameters.
+
+        Where each group has one parameter, the first with the most frequent rate.
+        """
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if max(sizes) > 1:
+            return sizes.index(max(sizes))
         rates = [group["lr"] for group in optimizer.param_groups]
-        common = max(rates, key=rates.count)
-        self._group = max(
-            (i for i, rate in enumerate(rates) if rate == common),
-            key=lambda i: len(optimizer.param_groups[i]["params"]),
-        )
+        return rates.index(max(rates, key=rates.count))
 
     def after_step(self) -> None:
-        optimizer = self._optimizer or self.trainer.optimizer
-        self.trainer.storage.put_scalar("lr", optimizer.param_groups[self._group]["lr"], smoothing_hint=False)
+        rate = self._optimizer.param_groups[self._shown_group]["lr"]
+        self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
         self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scheduler.state_dict()
+        # an fvcore schedule is a function of the iteration
+        return {} if isinstance(self.scheduler, ParamScheduler) else self.scheduler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.scheduler.load_state_dict(state_dict)
+        if not isinstance(self.scheduler, ParamScheduler):
+            self.scheduler.load_state_dict(state_dict)
 
 
 class EvalHook(HookBase):
@@ -258,7 +283,7 @@ class EvalHook(HookBase):
             self._evaluate()
 
     def after_train(self) -> None:
-        if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
+        if self._eval_after_train and self.trainer.iter >= self.trainer.max_iter:
             self._evaluate()
         self._function = None  # it may hold the trainer
 
@@ -268,7 +293,8 @@ class PreciseBN(HookBase):
 
     Args:
         period: iterations between updates; 0 for one after training alone.
-        data_loader: gives batches; not the one that is trained on.
+        data_loader: gives batches; not the one that is trained on. It is iterated anew each time, so that
+            the averages of a resumed run are those of an uninterrupted one.
     """
 
     def __init__(self, period: int, model: nn.Module, data_loader: Iterable, num_iter: int) -> None:
@@ -277,7 +303,6 @@ class PreciseBN(HookBase):
         self._num_iter = num_iter
         self._period = period
         self._disabled = not get_bn_modules(model)
-        self._iterator = None
         if self._disabled:
             logger.info("TEST.PRECISE_BN does nothing: the model has no batch norms in training mode")
 
@@ -290,10 +315,8 @@ class PreciseBN(HookBase):
         """Update the statistics of the batch norms in training mode."""
         if self._disabled:
             return
-        if self._iterator is None:
-            self._iterator = iter(self._data_loader)
-        with EventStorage():  # the model's numbers on these batches are nobody's business
-            update_bn_stats(self._model, self._iterator, self._num_iter)
+        with EventStorage():  # the losses of these batches belong to no step
+            update_bn_stats(self._model, self._data_loader, self._num_iter)
 
 
 class TorchProfiler(HookBase):

@@ -47,7 +47,9 @@ def launch(
     if world_size <= 1:
         return main_func(*args)
     if torch.cuda.is_available() and torch.cuda.device_count() < num_gpus_per_machine:
-        raise ValueError(f"--num-gpus {num_gpus_per_machine}, but this machine has {torch.cuda.device_count()}")
+        raise ValueError(
+            f"{num_gpus_per_machine} GPUs asked for (--num-gpus), but this machine has {torch.cuda.device_count()}"
+        )
     if dist_url in (None, "auto"):
         if num_machines > 1:
             raise ValueError("--dist-url auto works on one machine; give the address of machine 0, tcp://HOST:PORT")
@@ -85,7 +87,6 @@ def _worker(
     )
     comm.create_local_process_group(num_gpus_per_machine)
     comm.synchronize()
-    try:
-        main_func(*args)
-    finally:
-        dist.destroy_process_group()
+    main_func(*args)
+    # not after an error: it would wait for processes that wait for this one
+    dist.destroy_process_group()

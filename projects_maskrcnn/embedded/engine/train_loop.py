@@ -3,6 +3,7 @@
 import logging
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ class HookBase:
             hook.before_step()
             trainer.run_step()
             hook.after_step()
-        iter += 1
+        iter = max_iter
         hook.after_train()
     """
 
@@ -82,7 +83,7 @@ class TrainerBase:
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter += 1  # hooks tell a complete run from a failed one by this
+                self.iter = max_iter  # hooks tell a complete run from a failed one by this
             except Exception:
                 logger.exception("Exception during training:")
                 raise
@@ -115,15 +116,23 @@ class TrainerBase:
         """One step of training."""
         raise NotImplementedError
 
+    def _named_hooks(self) -> Iterator[tuple[str, HookBase]]:
+        """The hooks by class; from the second of a class on with their number, ``LRScheduler.1``."""
+        seen: Counter[str] = Counter()
+        for hook in self._hooks:
+            name = type(hook).__qualname__
+            yield f"{name}.{seen[name]}" if seen[name] else name, hook
+            seen[name] += 1
+
     def state_dict(self) -> dict[str, Any]:
         """The iteration and the hooks' states, for a checkpoint."""
-        states = {type(hook).__qualname__: hook.state_dict() for hook in self._hooks}
+        states = {name: hook.state_dict() for name, hook in self._named_hooks()}
         return {"iteration": self.iter, "hooks": {name: state for name, state in states.items() if state}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to a state of `state_dict`."""
         self.iter = state_dict["iteration"]
-        hooks = {type(hook).__qualname__: hook for hook in self._hooks}
+        hooks = dict(self._named_hooks())
         for name, state in state_dict.get("hooks", {}).items():
             if name in hooks:
                 hooks[name].load_state_dict(state)
@@ -160,12 +169,19 @@ class SimpleTrainer(TrainerBase):
 
     @property
     def _data_loader_iter(self) -> Iterator:
-        # made at the first step: until then a resumed run can tell the loader where to start
+        # made when it is needed: until then a resumed run can tell the loader where to start
         if self._iterator is None:
             self._iterator = iter(self.data_loader)
         return self._iterator
 
     def run_step(self) -> None:
+        """One step of training.
+
+        Raises:
+            RuntimeError: the model is in eval mode, and would give no losses.
+        """
+        if not self.model.training:
+            raise RuntimeError("the model was put in eval mode: put it back with model.train() after an evaluation")
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -203,6 +219,7 @@ class SimpleTrainer(TrainerBase):
         if not comm.is_main_process():
             return
         storage = get_event_storage()
+        storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
         storage.put_scalar("data_time", max(m.pop("data_time") for m in gathered), cur_iter=cur_iter)
         metrics = {name: float(np.mean([m[name] for m in gathered])) for name in gathered[0]}
         total = sum(metrics.values())
@@ -210,7 +227,8 @@ class SimpleTrainer(TrainerBase):
             values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             raise FloatingPointError(
                 f"Loss became infinite or NaN at iteration {cur_iter}: {values}. Lower SOLVER.BASE_LR, lengthen "
-                "SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True; --resume goes on from the last checkpoint"
+                "SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True; --resume goes on from the last "
+                "checkpoint"
             )
         storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
         if len(metrics) > 1:

@@ -1,5 +1,6 @@
 """Communication between processes; without any, each call answers for a world of one. Stands for `utils.comm`."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,14 @@ def get_rank() -> int:
 
 
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Make the group of the processes of this machine known. `launch` calls it, once, in every process."""
+    """Make the group of the processes of this machine known. `launch` calls it, once, in every process.
+
+    Raises:
+        ValueError: the processes do not make whole machines.
+    """
     global _local_group
+    if get_world_size() % num_workers_per_machine:
+        raise ValueError(f"{get_world_size()} processes are not a multiple of {num_workers_per_machine} a machine")
     for machine in range(get_world_size() // num_workers_per_machine):
         first = machine * num_workers_per_machine
         ranks = list(range(first, first + num_workers_per_machine))
@@ -35,19 +42,28 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             _local_group = group
 
 
-def get_local_process_group() -> dist.ProcessGroup | None:
-    """The group of the processes of this machine."""
+def get_local_process_group() -> dist.ProcessGroup:
+    """The group of the processes of this machine.
+
+    Raises:
+        RuntimeError: it was not made.
+    """
+    if _local_group is None:
+        raise RuntimeError(
+            "the processes of this machine are not known: start with launch(), "
+            "or call create_local_process_group() after init_process_group()"
+        )
     return _local_group
 
 
 def get_local_rank() -> int:
     """This process's number among those of its machine."""
-    return dist.get_rank(group=_local_group) if _initialized() and _local_group else 0
+    return dist.get_rank(group=get_local_process_group()) if _initialized() else 0
 
 
 def get_local_size() -> int:
     """The number of processes of this machine."""
-    return dist.get_world_size(group=_local_group) if _initialized() and _local_group else 1
+    return dist.get_world_size(group=get_local_process_group()) if _initialized() else 1
 
 
 def is_main_process() -> bool:
@@ -58,13 +74,20 @@ def is_main_process() -> bool:
 def synchronize() -> None:
     """Wait for all processes."""
     if get_world_size() > 1:
-        dist.barrier()
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+
+
+@functools.cache
+def _cpu_group() -> dist.ProcessGroup:
+    """All processes, over Gloo: Python objects sent over NCCL would take up GPU memory."""
+    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """`data`, which can be pickled, of every process, in every process."""
     if get_world_size() == 1:
         return [data]
+    group = group or _cpu_group()
     gathered = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, data, group=group)
     return gathered
@@ -74,6 +97,7 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
     """`data`, which can be pickled, of every process, in process `dst`; elsewhere an empty list."""
     if get_world_size() == 1:
         return [data]
+    group = group or _cpu_group()
     gathered = [None] * dist.get_world_size(group) if get_rank() == dst else None
     dist.gather_object(data, gathered, dst=dst, group=group)
     return gathered or []

@@ -1,9 +1,10 @@
 """Numbers of a training run: where they are kept, and who writes them down. Stands for `detectron2.utils.events`."""
 
+import itertools
 import json
 import logging
-import os
 import resource
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,10 +67,10 @@ class EventStorage:
         name = self._prefix + name
         iteration = self.iter if cur_iter is None else cur_iter
         value = float(value)
-        self._history[name].update(value, iteration)
-        self._latest[name] = (value, iteration)
         if self._smoothing_hints.setdefault(name, smoothing_hint) != smoothing_hint:
             raise ValueError(f"scalar {name!r} was put with another smoothing_hint before")
+        self._history[name].update(value, iteration)
+        self._latest[name] = (value, iteration)
 
     def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **scalars: float) -> None:
         """`put_scalar` of each keyword."""
@@ -132,8 +133,8 @@ class EventStorage:
     def count_samples(self, name: str, window_size: int = 20) -> int:
         """How many values of a scalar lie in its last `window_size` iterations."""
         values = self._history[name].values()
-        last = values[-1][1]
-        return sum(last - window_size < iteration <= last for _, iteration in values[-window_size:])
+        first = values[-1][1] - window_size + 1
+        return sum(1 for _ in itertools.takewhile(lambda value: value[1] >= first, reversed(values)))
 
     def smoothing_hints(self) -> dict[str, bool]:
         """The hint of each scalar."""
@@ -143,8 +144,10 @@ class EventStorage:
     def name_scope(self, name: str) -> Iterator[None]:
         """Put `name/` before the names of all scalars put inside."""
         old, self._prefix = self._prefix, name.rstrip("/") + "/"
-        yield
-        self._prefix = old
+        try:
+            yield
+        finally:
+            self._prefix = old
 
     def clear_images(self) -> None:
         """Forget the pictures, which a writer has written."""
@@ -232,8 +235,8 @@ class CommonMetricPrinter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        if storage.iter == self._max_iter:
-            return  # this is the write after the last iteration, which has its line
+        if self._max_iter is not None and storage.iter >= self._max_iter:
+            return  # the training is over, and its last iteration has its line
         histories = storage.histories()
         parts = [f"iter: {storage.iter}"]
         if self._max_iter is not None and "time" in histories:
@@ -260,5 +263,5 @@ def _peak_memory() -> float:
     """Bytes: of tensors on the GPU, or of the whole process where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    kilobyte = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -26,7 +26,7 @@ class _TerminalFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         name = record.name
         if name.startswith(self._root):
-            record.name = self._abbreviation + name[len(self._root) :]
+            record.name = (self._abbreviation + name.removeprefix(self._root)).lstrip(".")
         text = super().formatMessage(record)
         record.name = name
         if self._color and record.levelno >= logging.WARNING:
@@ -58,12 +58,12 @@ def setup_logger(
         abbreviation = abbrev_name if abbrev_name is not None else name
         terminal.setFormatter(_TerminalFormatter(name, abbreviation, color))
         handlers["terminal"] = terminal
-    if output is not None:
+    if output:
         path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
         if distributed_rank > 0:
             path += f".rank{distributed_rank}"
         if path not in present:
-            PathManager.mkdirs(os.path.dirname(path))
+            PathManager.mkdirs(os.path.dirname(path) or ".")
             file = logging.StreamHandler(PathManager.open(path, "a", buffering=1))
             file.setFormatter(logging.Formatter(PLAIN, datefmt="%m/%d %H:%M:%S"))
             handlers[path] = file
@@ -81,13 +81,18 @@ _last_times: dict[tuple, float] = {}
 def _caller() -> tuple[tuple[str, int], str]:
     """(file, line) and module name of the function that called one of the functions below."""
     frame = sys._getframe(2)
-    return (frame.f_code.co_filename, frame.f_lineno), frame.f_globals["__name__"]
+    module = frame.f_globals["__name__"]
+    # a script's own messages go where the package's go
+    return (frame.f_code.co_filename, frame.f_lineno), "projects_maskrcnn" if module == "__main__" else module
 
 
-def log_first_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str = "caller") -> None:
-    """Log no more than `n` times from one place ("caller") or of one text ("message")."""
+def log_first_n(
+    lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple[str, ...] = "caller"
+) -> None:
+    """Log no more than `n` times from one place (`key` "caller"), of one text ("message"), or both (a tuple)."""
     place, module = _caller()
-    identity = place if key == "caller" else (module, msg)
+    parts = {"caller": place, "message": msg}
+    identity = tuple(parts[part] for part in ((key,) if isinstance(key, str) else key))
     _counts[identity] += 1
     if _counts[identity] <= n:
         logging.getLogger(name or module).log(lvl, msg)
