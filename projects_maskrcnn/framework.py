@@ -98,7 +98,7 @@ if FRAMEWORK == "detectron2":
         )
         from detectron2.modeling.roi_heads import select_foreground_proposals
         from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
-        from detectron2.structures import Boxes, ImageList, Instances, heatmaps_to_keypoints
+        from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Keypoints, heatmaps_to_keypoints
         from detectron2.utils import comm
         from detectron2.utils.events import EventStorage, get_event_storage
         from detectron2.utils.logger import setup_logger
@@ -156,7 +156,7 @@ else:
     )
     from .embedded.modeling.roi_heads import select_foreground_proposals
     from .embedded.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
-    from .embedded.structures import Boxes, ImageList, Instances, heatmaps_to_keypoints
+    from .embedded.structures import BitMasks, Boxes, ImageList, Instances, Keypoints, heatmaps_to_keypoints
     from .embedded.utils import comm
     from .embedded.utils.events import EventStorage, get_event_storage
     from .embedded.utils.logger import setup_logger

@@ -40,7 +40,7 @@ SKELETON = (
 )
 
 _SHIFT = 4  # fillPoly takes coordinates in 1/16 pixels
-_SMALLEST, _LARGEST = 10, 88  # diameter in pixels
+_SMALLEST, _LARGEST = 14, 96  # diameter in pixels
 _MIN_VISIBLE_SHARE, _MIN_VISIBLE_PIXELS = 0.2, 12
 _EMPTY_SHARE, _CROWD_SHARE = 0.03, 0.04
 
@@ -102,11 +102,11 @@ def _draw_figure(mask: np.ndarray, centre: np.ndarray, radius: float, angle: flo
         start, end = start - along * 0.5, end + along * 0.5
         _polygon(mask, np.stack([start - side, start + side, end + side, end - side]))
 
-    limb(neck, hip, 0.16)
+    limb(neck, hip, 0.17)
     for hand in hands:
-        limb(neck, hand, 0.08)
+        limb(neck, hand, 0.1)
     for foot in feet:
-        limb(hip, foot, 0.1)
+        limb(hip, foot, 0.12)
     _polygon(mask, _regular(32, place(head), max(0.24 * radius, 1.5), 0))
     return np.stack([place(point) for point in (head, hip, *hands, *feet)])
 
@@ -183,11 +183,11 @@ def draw_scene(rng: Generator) -> tuple[np.ndarray, list[dict]]:
                 add(category, middle + rng.normal(0, 14, 2), rng.uniform(4, 6), paint)
             for entry in objects[first:]:
                 entry["iscrowd"] = 1
-        for _ in range(rng.integers(1, 7)):
+        for _ in range(rng.integers(1, 6)):
             diameter = math.exp(rng.uniform(math.log(_SMALLEST), math.log(_LARGEST)))
             category = int(rng.integers(len(CLASSES)))
             if category == FIGURE:
-                diameter = max(diameter, 24)
+                diameter = max(diameter, 32)
             add(category, rng.uniform(0.05, 0.95, 2) * (width, height), diameter / 2, colour())
 
     image = np.clip(image, 0, 255).astype(np.uint8)

@@ -125,7 +125,8 @@ def build_stage(cfg: CfgNode, stage: int, *, stride: int, dilation: int = 1) -> 
     options: dict[str, Any] = {"norm": resnets.NORM}
     if resnets.DEPTH < 50:
         block = BasicBlock
-        for key, needed in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1), ("NUM_GROUPS", 1)):
+        stem = resnets.STEM_OUT_CHANNELS  # the first block of res2 adds the stem's output as it is
+        for key, needed in (("RES2_OUT_CHANNELS", stem), ("RES5_DILATION", 1), ("NUM_GROUPS", 1)):
             if resnets[key] != needed:
                 raise ValueError(f"MODEL.RESNETS.{key} is {resnets[key]}; ResNet-{resnets.DEPTH} needs {needed}")
     else:

@@ -103,7 +103,7 @@ def test_basic_block(in_channels, stride):
 def test_frozen_stages_do_not_learn(resnet, freeze_at):
     model = resnet(18, "MODEL.BACKBONE.FREEZE_AT", freeze_at).train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    sum(m.mean() for m in model(torch.randn(2, 3, 64, 64)).values() if m.requires_grad or freeze_at < 5)
+    model(torch.randn(2, 3, 64, 64))
     frozen = ("stem", *STAGES)[:freeze_at]
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (not name.startswith(frozen))
