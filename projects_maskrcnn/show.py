@@ -2,8 +2,8 @@
 
     python -m projects_maskrcnn.show output/demo
 
-writes `show/predictions.png` (ground truth beside predictions) and `show/curves.png` (losses and AP over iterations) into
-the run's folder, and prints the final AP.
+writes `show/predictions.png` (ground truth beside predictions) and `show/curves.png` (losses and AP over iterations)
+into the run's folder, and prints the final AP.
 """
 
 import argparse

@@ -14,8 +14,8 @@ MAX_DAMAGED = 100
 class RobustMapper:
     """Maps a sample as `mapper` does, and goes on where that fails, with an error in the log that names the sample.
 
-    In training a damaged sample gives None, and the framework takes another. In testing it gives a black image, on which
-    whatever is detected is wrong: the image counts against the result, never for it.
+    In training a damaged sample gives None, and the framework takes another. In testing it gives a black image, on
+    which whatever is detected is wrong: the image counts against the result, never for it.
 
     Args:
         mapper: takes a dataset dictionary to a model's input.

@@ -9,7 +9,7 @@ from pycocotools import mask as mask_api
 
 from projects_maskrcnn.data import shapes
 
-NUM_TRAIN, NUM_VAL = 150, 6
+NUM_TRAIN, NUM_VAL = 210, 6
 
 
 @pytest.fixture(scope="module")

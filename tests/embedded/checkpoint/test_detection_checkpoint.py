@@ -180,9 +180,7 @@ def test_missing_files_are_named(tmp_path):
         checkpointer.load(tmp_path / "nowhere.pth")
     checkpointer.save("model_0000004")
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    with pytest.raises(
-        FileNotFoundError, match=r"last_checkpoint names 'model_0000009.pth'.*\['model_0000004.pth'\]"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"last_checkpoint names 'model_0000009.pth'.*\['model_0000004.pth'\]"):
         checkpointer.resume_or_load("", resume=True)
 
 

@@ -104,9 +104,7 @@ def test_bases_are_relative_and_later_files_win(write):
     write("Base.yaml", "SOLVER: {MAX_ITER: 1, BASE_LR: 0.1, IMS_PER_BATCH: 2}\nTEST: {EVAL_PERIOD: 3}\n")
     write("a/middle.yaml", "_BASE_: ../Base.yaml\nSOLVER: {MAX_ITER: 4, BASE_LR: 0.2}\n")
     write("a/other.yaml", "SOLVER: {BASE_LR: 0.3, STEPS: [5, 6]}\n")
-    leaf = write(
-        "b/leaf.yaml", "_BASE_: [../a/middle.yaml, ../a/other.yaml]\nVERSION: 2\nSOLVER: {STEPS: [7]}\n"
-    )
+    leaf = write("b/leaf.yaml", "_BASE_: [../a/middle.yaml, ../a/other.yaml]\nVERSION: 2\nSOLVER: {STEPS: [7]}\n")
     cfg = get_cfg()
     cfg.merge_from_file(leaf)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH) == (4, 0.3, 2)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from projects_maskrcnn.embedded.config import get_cfg
-from projects_maskrcnn.embedded.data.samplers import TrainingSampler
 from projects_maskrcnn.embedded.data.build import build_batch_data_loader
+from projects_maskrcnn.embedded.data.samplers import TrainingSampler
 from projects_maskrcnn.embedded.engine import (
     DefaultPredictor,
     DefaultTrainer,

@@ -81,9 +81,7 @@ def perturb(coco, task, seed=0):
         if task == "segm":
             fields["pred_masks"] = torch.from_numpy(np.array(masks).reshape(-1, *size))
         if task == "keypoints":
-            fields["pred_keypoints"] = torch.from_numpy(
-                np.array(keypoints, dtype=np.float32).reshape(-1, 17, 3)
-            )
+            fields["pred_keypoints"] = torch.from_numpy(np.array(keypoints, dtype=np.float32).reshape(-1, 17, 3))
         outputs[image["id"]] = instances(size, boxes, rng.random(len(boxes)), classes, **fields)
     return outputs
 
@@ -104,9 +102,7 @@ def as_results(outputs, categories):
                 mask = np.asfortranarray(predicted.pred_masks[i].numpy().astype(np.uint8))
                 result["segmentation"] = mask_util.encode(mask)
             if predicted.has("pred_keypoints"):
-                result["keypoints"] = (
-                    (predicted.pred_keypoints[i] - torch.tensor([0.5, 0.5, 0])).flatten().tolist()
-                )
+                result["keypoints"] = (predicted.pred_keypoints[i] - torch.tensor([0.5, 0.5, 0])).flatten().tolist()
             results.append(result)
     return results
 
@@ -167,18 +163,12 @@ def test_equals_pycocotools_on_real_data(shared, register, tmp_path, task):
 
     written = json.loads((tmp_path / "inference/coco_instances_results.json").read_text())
     assert [r["category_id"] for r in written] == [r["category_id"] for r in reference]
-    assert run_pycocotools(str(path), written, task)[0] == pytest.approx(
-        list(results[task].values())[:6], nan_ok=True
-    )
-    assert len(torch.load(tmp_path / "inference/instances_predictions.pth", weights_only=True)) == len(
-        outputs
-    )
+    assert run_pycocotools(str(path), written, task)[0] == pytest.approx(list(results[task].values())[:6], nan_ok=True)
+    assert len(torch.load(tmp_path / "inference/instances_predictions.pth", weights_only=True)) == len(outputs)
     assert torch.equal(outputs[next(iter(outputs))].pred_boxes.tensor, before)
 
 
-@pytest.mark.parametrize(
-    "kwargs", [{"max_dets_per_image": 4}, {"max_dets_per_image": 300}, {"tasks": ("bbox",)}]
-)
+@pytest.mark.parametrize("kwargs", [{"max_dets_per_image": 4}, {"max_dets_per_image": 300}, {"tasks": ("bbox",)}])
 def test_options_equal_pycocotools(shared, register, kwargs):
     path = shared / "data/coco_tiny/annotations/instances_val.json"
     coco = COCO(str(path))
@@ -264,9 +254,7 @@ def test_missing_area_is_that_of_the_mask(register):
     square = [10, 10, 50, 10, 50, 50, 10, 50]
     data = {
         **TINY,
-        "annotations": [
-            {"id": 1, "image_id": 4, "category_id": 7, "bbox": [0, 0, 100, 100], "segmentation": [square]}
-        ],
+        "annotations": [{"id": 1, "image_id": 4, "category_id": 7, "bbox": [0, 0, 100, 100], "segmentation": [square]}],
     }
     results = evaluate(register(data), {4: instances((100, 100), [[0, 0, 100, 100]], [0.9], [0])})
     assert results["bbox"]["APm"] == pytest.approx(100) and np.isnan(results["bbox"]["APl"])

@@ -20,11 +20,7 @@ def model():
 def by_name(model, groups):
     """From each parameter's name to the values of its group."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    flat = [
-        (names[p], {k: v for k, v in group.items() if k != "params"})
-        for group in groups
-        for p in group["params"]
-    ]
+    flat = [(names[p], {k: v for k, v in group.items() if k != "params"}) for group in groups for p in group["params"]]
     assert len(flat) == len(dict(flat)), "a parameter is in two groups"
     return dict(flat)
 

@@ -82,9 +82,7 @@ def test_schedules(solver, expected):
 
 
 def test_groups_keep_their_ratio():
-    optimizer = torch.optim.SGD(
-        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 3.0)]
-    )
+    optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 3.0)])
     scheduler = LRMultiplier(optimizer, LinearParamScheduler(0.5, 0.25), max_iter=10)
     assert scheduler.get_last_lr() == [0.5, 1.5]
     for _ in range(10):

@@ -26,9 +26,7 @@ class TestBoxMode:
     def test_values_are_those_of_the_dataset_format(self):
         assert [int(mode) for mode in BoxMode] == [0, 1, 2, 3]
 
-    @pytest.mark.parametrize(
-        "make", [list, tuple, lambda b: np.array([b, b]), lambda b: torch.tensor([b, b])]
-    )
+    @pytest.mark.parametrize("make", [list, tuple, lambda b: np.array([b, b]), lambda b: torch.tensor([b, b])])
     def test_both_ways_and_the_type_stays(self, make):
         xyxy, xywh = make(self.XYXY), make(self.XYWH)
         for box, a, b, expected in (

@@ -37,9 +37,7 @@ def test_errors(instances):
         len(Instances((1, 1)))
 
 
-@pytest.mark.parametrize(
-    ("item", "names"), [(0, "a"), (-1, "c"), (-3, "a"), (slice(1, 3), "bc"), (slice(0, 0), "")]
-)
+@pytest.mark.parametrize(("item", "names"), [(0, "a"), (-1, "c"), (-3, "a"), (slice(1, 3), "bc"), (slice(0, 0), "")])
 def test_indexing_applies_to_every_field(instances, item, names):
     picked = instances[item]
     rows = ["abc".index(name) for name in names]
@@ -90,7 +88,5 @@ def test_copies(instances, duplicate):
 
 
 def test_text_shows_the_fields(instances):
-    assert "num_instances=3, image_height=40, image_width=50" in str(instances) and "scores" in repr(
-        instances
-    )
+    assert "num_instances=3, image_height=40, image_width=50" in str(instances) and "scores" in repr(instances)
     assert "num_instances=0" in str(Instances((1, 1)))

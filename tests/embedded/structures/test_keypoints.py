@@ -62,16 +62,12 @@ def test_peaks_are_where_keypoints_were_drawn():
 
 def test_agrees_with_detectron2(shared):
     units = np.load(shared / "parity" / "units.npz")
-    found = heatmaps_to_keypoints(
-        torch.from_numpy(units["in_kp_maps"]), torch.from_numpy(units["in_kp_rois"])
-    )
+    found = heatmaps_to_keypoints(torch.from_numpy(units["in_kp_maps"]), torch.from_numpy(units["in_kp_rois"]))
     torch.testing.assert_close(found, torch.from_numpy(units["out_kp"]), rtol=1e-5, atol=1e-5)
 
 
 def test_no_rois_tiny_rois_and_gradients():
     assert heatmaps_to_keypoints(torch.zeros(0, 17, 56, 56), torch.zeros(0, 4)).shape == (0, 17, 4)
     maps = torch.ones(1, 1, 4, 4, requires_grad=True)
-    found = heatmaps_to_keypoints(
-        maps, torch.tensor([[5.0, 6.0, 5.0, 6.2]])
-    )  # taken as a pixel wide and high
+    found = heatmaps_to_keypoints(maps, torch.tensor([[5.0, 6.0, 5.0, 6.2]]))  # taken as a pixel wide and high
     assert found[0, 0, :2].tolist() == [5.5, 6.5] and not found.requires_grad

@@ -80,9 +80,7 @@ class TestPolygons:
         # The box shows the square's left half on its right, as 2 x 3 pixels of 4 x 6 at half the scale.
         box = np.array([0.0, -2.0, 4.0, 4.0], dtype=np.float32)
         mask = rasterize_polygons_within_box([np.array(SQUARE)], box, 4)
-        assert mask.dtype == torch.bool and mask.tolist() == [
-            [False, False, row >= 2, row >= 2] for row in range(4)
-        ]
+        assert mask.dtype == torch.bool and mask.tolist() == [[False, False, row >= 2, row >= 2] for row in range(4)]
         empty = rasterize_polygons_within_box([np.array(SQUARE)], np.array([3.0, 2.0, 3.0, 2.0]), 4)
         assert empty.shape == (4, 4)
 
@@ -130,9 +128,7 @@ class TestBitMasks:
     def test_boxes_agree_with_pycocotools(self):
         tensor = torch.rand(20, 11, 13, generator=torch.Generator().manual_seed(0)) > 0.985
         tensor[0], tensor[1] = False, True
-        xywh = mask_util.toBbox(
-            mask_util.encode(np.asfortranarray(tensor.permute(1, 2, 0).numpy().astype(np.uint8)))
-        )
+        xywh = mask_util.toBbox(mask_util.encode(np.asfortranarray(tensor.permute(1, 2, 0).numpy().astype(np.uint8))))
         boxes = BitMasks(tensor).get_bounding_boxes().tensor
         np.testing.assert_array_equal(boxes[:, :2].numpy(), xywh[:, :2])
         np.testing.assert_array_equal((boxes[:, 2:] - boxes[:, :2]).numpy(), xywh[:, 2:])
@@ -142,9 +138,7 @@ class TestBitMasks:
     def test_crop_at_scale_one_is_the_crop(self):
         tensor = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0)) > 0.5
         boxes = torch.tensor([[4, 5, 14, 15], [0, 0, 10, 10], [20, 10, 30, 20]])
-        expected = torch.stack(
-            [m[y0:y1, x0:x1] for m, (x0, y0, x1, y1) in zip(tensor, boxes.tolist(), strict=True)]
-        )
+        expected = torch.stack([m[y0:y1, x0:x1] for m, (x0, y0, x1, y1) in zip(tensor, boxes.tolist(), strict=True)])
         assert torch.equal(BitMasks(tensor).crop_and_resize(boxes.float(), 10), expected)
         assert BitMasks(tensor[:0]).crop_and_resize(torch.zeros(0, 4), 10).shape == (0, 10, 10)
         with pytest.raises(ValueError, match="1 boxes for 3 masks"):
@@ -178,11 +172,7 @@ class TestROIMasks:
         assert isinstance(bitmaps, BitMasks) and bitmaps.tensor.shape == (2, 10, 12)
         assert torch.equal(bitmaps.get_bounding_boxes().tensor, boxes.tensor)
         assert bitmaps.tensor.sum(dim=(1, 2)).tolist() == [30, 120]
-        assert (
-            not ROIMasks(torch.full((1, 28, 28), 0.6))
-            .to_bitmasks(boxes[0], 10, 12, threshold=0.7)
-            .tensor.any()
-        )
+        assert not ROIMasks(torch.full((1, 28, 28), 0.6)).to_bitmasks(boxes[0], 10, 12, threshold=0.7).tensor.any()
 
     def test_agree_with_detectron2(self, units):
         masks = ROIMasks(torch.from_numpy(units["in_paste_masks"]))

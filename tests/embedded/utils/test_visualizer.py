@@ -33,9 +33,7 @@ def changed(image, original=GRAY):
         [SQUARE.astype(bool)],
         torch.from_numpy(SQUARE)[None].bool(),
         [[RECTANGLE]],
-        [
-            [[10, 20, 35, 20, 35, 40, 10, 40], np.array([30.0, 20, 50, 20, 50, 40, 30, 40])]
-        ],  # overlapping parts
+        [[[10, 20, 35, 20, 35, 40, 10, 40], np.array([30.0, 20, 50, 20, 50, 40, 30, 40])]],  # overlapping parts
         [RLE],
         [{"size": [H, W], "counts": COUNTS}],
         PolygonMasks([[np.array(RECTANGLE, dtype=float)]]),
@@ -44,11 +42,7 @@ def changed(image, original=GRAY):
 )
 @pytest.mark.parametrize("scale", [1, 3])
 def test_masks_of_any_format_are_filled_and_outlined(masks, scale):
-    image = (
-        Visualizer(GRAY, scale=scale)
-        .overlay_instances(masks=masks, assigned_colors=["red"], alpha=0.5)
-        .get_image()
-    )
+    image = Visualizer(GRAY, scale=scale).overlay_instances(masks=masks, assigned_colors=["red"], alpha=0.5).get_image()
     assert image.shape == (H * scale, W * scale, 3) and image.dtype == np.uint8
     inside = image[24 * scale : 36 * scale, 14 * scale : 46 * scale]
     assert np.abs(inside.astype(int) - RED_AT_HALF).max() <= 1
@@ -93,15 +87,11 @@ def test_what_leaves_the_image_is_cut_off():
         (200, 200, 300, 300),
         (5, 5, 5, 5),
     ]:
-        output = Visualizer(GRAY).overlay_instances(
-            boxes=np.array([box]), labels=["a label that is much too long"]
-        )
+        output = Visualizer(GRAY).overlay_instances(boxes=np.array([box]), labels=["a label that is much too long"])
         assert output.get_image().shape == (H, W, 3)
 
 
-@pytest.mark.parametrize(
-    "position, corner", [((999, 999), np.s_[-30:, -40:]), ((-999, -999), np.s_[:30, :40])]
-)
+@pytest.mark.parametrize("position, corner", [((999, 999), np.s_[-30:, -40:]), ((-999, -999), np.s_[:30, :40])])
 def test_text_stays_in_the_image(position, corner):
     image = Visualizer(GRAY).draw_text("text", position, color="orange").get_image()
     dark = changed(image)
@@ -111,9 +101,7 @@ def test_text_stays_in_the_image(position, corner):
 
 def test_labels_hide_neither_each_other_nor_centers(monkeypatch):
     places = []
-    monkeypatch.setattr(
-        Visualizer, "_put_text", lambda self, text, font, place, color: places.append((text, place))
-    )
+    monkeypatch.setattr(Visualizer, "_put_text", lambda self, text, font, place, color: places.append((text, place)))
     boxes = np.array([[x, y, x + 60, y + 40] for x in range(20, 400, 50) for y in range(20, 400, 30)])
     labels = [str(i) * 3 for i in range(len(boxes))]
     Visualizer(np.zeros((480, 480, 3), np.uint8)).overlay_instances(boxes=boxes, labels=labels)

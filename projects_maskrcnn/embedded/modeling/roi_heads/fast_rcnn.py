@@ -183,7 +183,7 @@ class FastRCNNOutputLayers(nn.Module):
         return loss / max(len(gt_classes), 1)
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
-        """Box loss of foreground RoIs. Divided by all RoIs, so that each foreground RoI counts the same in any batch."""
+        """Box loss of foreground RoIs, over all RoIs, so that each foreground RoI counts the same in any batch."""
         foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         deltas = pred_deltas.view(len(pred_deltas), -1, 4)[foreground]
         if deltas.shape[1] > 1:

@@ -101,7 +101,7 @@ class ROIHeads(nn.Module):
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """A random sample of the proposals of each image with `gt_classes` and, where the image has ground truth,
-        every other `gt_*` field of the ground truth that each is matched to. Its `gt_boxes` mean nothing for background.
+        every other `gt_*` field of the ground truth that each is matched to. Those of background mean nothing.
         """
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
