@@ -21,7 +21,7 @@ def name(request):
     yield name
     for handler in logging.getLogger(name).handlers[:]:
         logging.getLogger(name).removeHandler(handler)
-        if handler.get_name() != "terminal":
+        if str(handler.get_name()).endswith((".log", ".txt", ".rank2")):
             handler.stream.close()
 
 
