@@ -54,13 +54,14 @@ class RoIPooler(nn.Module):
         self.canonical_level = canonical_level
 
     @classmethod
-    def of_head(cls, head: CfgNode, shapes: list[ShapeSpec]) -> "RoIPooler":
+    def of_head(cls, head: CfgNode, shapes: list[ShapeSpec], canonical_box_size: int = 224) -> "RoIPooler":
         """The pooler of a config node with `POOLER_RESOLUTION`, `POOLER_SAMPLING_RATIO` and `POOLER_TYPE`."""
         return cls(
             head.POOLER_RESOLUTION,
             [1.0 / shape.stride for shape in shapes],
             head.POOLER_SAMPLING_RATIO,
             head.POOLER_TYPE,
+            canonical_box_size,
         )
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:

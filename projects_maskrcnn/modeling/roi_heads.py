@@ -103,20 +103,23 @@ class MaskRCNNROIHeads(_TwoStep):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         shapes = [input_shape[name] for name in in_features]
 
+        def pooler(head: CfgNode) -> RoIPooler:
+            return RoIPooler.of_head(head, shapes, cfg.MODEL.ROI_HEADS.CANONICAL_BOX_SIZE)
+
         def pooled(head: CfgNode) -> ShapeSpec:
             return ShapeSpec(shapes[0].channels, head.POOLER_RESOLUTION, head.POOLER_RESOLUTION)
 
         box = cfg.MODEL.ROI_BOX_HEAD
         args["in_features"] = in_features
         args["train_on_pred_boxes"] = box.TRAIN_ON_PRED_BOXES
-        args["box_pooler"] = RoIPooler.of_head(box, shapes)
+        args["box_pooler"] = pooler(box)
         args["box_head"] = build_box_head(cfg, pooled(box))
         args["box_predictor"] = FastRCNNOutputLayers(cfg, args["box_head"].output_shape)
         if cfg.MODEL.MASK_ON:
-            args["mask_pooler"] = RoIPooler.of_head(cfg.MODEL.ROI_MASK_HEAD, shapes)
+            args["mask_pooler"] = pooler(cfg.MODEL.ROI_MASK_HEAD)
             args["mask_head"] = build_mask_head(cfg, pooled(cfg.MODEL.ROI_MASK_HEAD))
         if cfg.MODEL.KEYPOINT_ON:
-            args["keypoint_pooler"] = RoIPooler.of_head(cfg.MODEL.ROI_KEYPOINT_HEAD, shapes)
+            args["keypoint_pooler"] = pooler(cfg.MODEL.ROI_KEYPOINT_HEAD)
             args["keypoint_head"] = build_keypoint_head(cfg, pooled(cfg.MODEL.ROI_KEYPOINT_HEAD))
         return args
 
