@@ -9,8 +9,8 @@ def add_maskrcnn_config(cfg: CfgNode) -> None:
     # paper's Mask R-CNN (section 3, "Network Architecture") takes 1 with POOLER_RESOLUTION 7.
     cfg.MODEL.ROI_BOX_HEAD.RES5_STRIDE = 2
 
-    # FPN: side, in pixels of the network's input, of the smallest square box whose RoI features come from p4 (FPN paper,
-    # equation 1). Images much smaller than the papers' 800 pixels want less.
+    # FPN: side, in pixels of the network's input, of the smallest square box whose RoI features come from p4 (FPN
+    # paper, equation 1). Images much smaller than the papers' 800 pixels want less.
     cfg.MODEL.ROI_HEADS.CANONICAL_BOX_SIZE = 224
 
     # One's own COCO files instead of a registered dataset: the JSON and the folder that its file names start from.

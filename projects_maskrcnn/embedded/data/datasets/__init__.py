@@ -1,0 +1,15 @@
+"""Datasets: loaders by format, and the builtin names, registered on import."""
+
+from . import builtin as _builtin  # only registration
+from .cityscapes import load_cityscapes_instances
+from .coco import convert_to_coco_dict, convert_to_coco_json, load_coco_json, register_coco_instances
+from .coco_check import CocoFormatError
+
+__all__ = [
+    "CocoFormatError",
+    "convert_to_coco_dict",
+    "convert_to_coco_json",
+    "load_cityscapes_instances",
+    "load_coco_json",
+    "register_coco_instances",
+]
