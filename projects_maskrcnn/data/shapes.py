@@ -10,21 +10,23 @@ import argparse
 import json
 import logging
 import math
-import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+from iopath.common.file_io import file_lock
 from numpy.random import Generator
 from pycocotools import mask as mask_api
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Changes when the same arguments would give other files."""
+
+MARKER = "complete.json"
+"""File of a finished dataset that holds its version, sizes and seed."""
 
 SIZE = 128
 CLASSES = ("disc", "square", "triangle", "star", "ring", "figure")
@@ -152,7 +154,7 @@ def draw_scene(rng: Generator) -> tuple[np.ndarray, list[dict]]:
 
     Returns:
         image, and for each object `category` (index into `CLASSES`), `mask` (height, width) uint8 of what is seen of
-        it, `iscrowd`, and for figures `keypoints` (6, 3) of x, y in pixels and COCO's visibility.
+        it, `iscrowd`, and for figures `keypoints` (6, 3) int, COCO's column, row and visibility.
     """
     height = width = SIZE
     ground, colour = _colours(rng)
@@ -219,11 +221,11 @@ def _visible_objects(objects: list[dict], owner: np.ndarray) -> list[dict]:
 def _keypoint_visibility(points: np.ndarray, owner: np.ndarray, index: int) -> np.ndarray:
     """(K, 3): COCO's 2 where the figure itself is seen, 1 where something hides it, 0 beyond the border."""
     height, width = owner.shape
-    rows = np.zeros((len(points), 3))
+    rows = np.zeros((len(points), 3), dtype=int)
     for row, (x, y) in zip(rows, points, strict=True):
         if 0 <= x < width and 0 <= y < height:
             near = owner[max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2]
-            row[:] = round(float(x), 2), round(float(y), 2), 2 if (near == index).any() else 1
+            row[:] = int(x), int(y), 2 if (near == index).any() else 1
     return rows
 
 

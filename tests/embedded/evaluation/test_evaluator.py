@@ -10,6 +10,7 @@ from projects_maskrcnn.embedded.evaluation import (
     inference_context,
     inference_on_dataset,
 )
+from projects_maskrcnn.embedded.evaluation import evaluator as evaluator_module
 
 
 class Sum(DatasetEvaluator):
@@ -63,8 +64,9 @@ def test_a_function_is_a_model_and_an_empty_dataset_is_one():
     assert inference_on_dataset(lambda batch: batch, [], Sum("a")) == {"a": {"sum": 0}}
 
 
-def test_progress_and_speed_are_logged(caplog):
+def test_progress_and_speed_are_logged(caplog, monkeypatch):
     caplog.set_level("INFO")
+    monkeypatch.setattr(evaluator_module, "LOG_PERIOD", 0)
     inference_on_dataset(Double(), BATCHES, None)
     assert "Start inference on 12 batches" in caplog.text
     assert "/12. Dataloading: " in caplog.text and "ETA=0:00:00" in caplog.text

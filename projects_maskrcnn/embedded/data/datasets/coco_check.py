@@ -147,4 +147,4 @@ def _rle_problems(rle: dict, size: list | None) -> Iterator[str]:
     elif size is not None and rle["size"] != size:
         yield f"segmentation is an RLE of height and width {rle['size']}, its image has {size}"
     elif isinstance(rle["counts"], list) and sum(rle["counts"]) != math.prod(rle["size"]):
-        yield f"the counts of its RLE sum to {sum(rle['counts'])}, not to the image's {math.prod(rle['size'])} pixels"
+        yield f"the counts of its RLE sum to {sum(rle['counts'])}, not to the {math.prod(rle['size'])} pixels it has"
