@@ -24,6 +24,7 @@ setup(
         "opencv-python-headless",
         "numpy",
         "pillow",
+        "shapely>=2",
         "matplotlib",
         "tabulate",
         "tensorboard",

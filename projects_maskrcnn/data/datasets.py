@@ -48,7 +48,7 @@ def register_datasets() -> None:
 
 
 def _load_shapes(name: str, folder: Path, json_file: Path, images: Path) -> list[dict]:
-    shapes.generate(folder)
+    shapes.ensure(folder)
     return load_coco_json(str(json_file), str(images), name)
 
 

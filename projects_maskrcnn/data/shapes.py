@@ -4,6 +4,9 @@
 
 Six classes: discs, squares, triangles, stars (concave), rings (with a hole), and stick figures with keypoints. Shapes
 hide each other and are cut by the border; a few scenes are empty, a few have a crowd. Equal arguments give equal files.
+
+COCO's sigmas are those of its 17 keypoints; for these six, `shapes_keypoints_*` is evaluated with
+`TEST.KEYPOINT_OKS_SIGMAS: [0.05, 0.08, 0.06, 0.06, 0.06, 0.06]`.
 """
 
 import argparse
@@ -249,7 +252,8 @@ def write_split(folder: Path, split: str, num_images: int, seed: int) -> None:
     for index in range(num_images):
         image, objects = draw_scene(np.random.default_rng([seed, index]))
         file_name = f"{index:06d}.png"
-        cv2.imwrite(str(folder / "images" / split / file_name), image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+        _, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+        (folder / "images" / split / file_name).write_bytes(png)
         images.append({"id": index + 1, "file_name": file_name, "height": image.shape[0], "width": image.shape[1]})
         for entry in objects:
             annotation = {"id": len(instances) + 1, "image_id": index + 1, **_annotation(entry)}
@@ -288,30 +292,45 @@ def write_split(folder: Path, split: str, num_images: int, seed: int) -> None:
         (folder / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
 
 
+def _marker(folder: Path) -> dict:
+    """What the dataset in `folder` was made from; empty where there is no finished one."""
+    path = folder / MARKER
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def ensure(folder: Path) -> None:
+    """Write the dataset to `folder` unless one of this version is there, of whatever size and seed."""
+    if _marker(folder).get("version") != VERSION:
+        generate(folder)
+
+
 def generate(folder: Path, num_train: int = 2000, num_val: int = 200, seed: int = 0) -> None:
-    """Write the dataset to `folder`, whole or not at all. Does nothing where this version of it is there already."""
-    marker = json.dumps({"version": VERSION, "train": num_train, "val": num_val, "seed": seed})
-    if (folder / "complete.json").is_file() and (folder / "complete.json").read_text() == marker:
-        return
-    logger.info("Drawing the shapes dataset (%d + %d scenes) into %s", num_train, num_val, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        write_split(scratch, "train", num_train, 2 * seed)
-        write_split(scratch, "val", num_val, 2 * seed + 1)
-        (scratch / "complete.json").write_text(marker)
-        scratch.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.rename(folder, old / folder.name)
-            shutil.rmtree(old)
-        try:
-            os.rename(scratch, folder)
-        except OSError:  # another process was faster
-            if not (folder / "complete.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    """Write the dataset to `folder`, whole or not at all, in place of one from other arguments or another version.
+
+    Several processes may call this at once: one of them draws, the others wait for it.
+
+    Raises:
+        FileExistsError: `folder` holds something else than a dataset of shapes.
+    """
+    wanted = {"version": VERSION, "train": num_train, "val": num_val, "seed": seed}
+    with file_lock(str(folder.with_name(f".{folder.name}"))):
+        present = _marker(folder)
+        if present == wanted:
+            return
+        if folder.exists() and not present and any(folder.iterdir()):
+            raise FileExistsError(
+                f"{folder} is not empty, and holds no dataset of shapes (there is no {MARKER}): "
+                "name another folder, or move away what is there"
+            )
+        logger.info("Drawing the shapes dataset (%d + %d scenes) into %s", num_train, num_val, folder)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            new = Path(scratch) / "new"
+            write_split(new, "train", num_train, 2 * seed)
+            write_split(new, "val", num_val, 2 * seed + 1)
+            (new / MARKER).write_text(json.dumps(wanted))
+            if folder.exists():
+                folder.rename(Path(scratch) / "old")
+            new.rename(folder)
 
 
 def main() -> None:
