@@ -45,8 +45,9 @@ def _needed(path: Path) -> Path:
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, float]]:
-    """The lines of `metrics.json`."""
-    return [json.loads(line) for line in _needed(output_dir / "metrics.json").read_text().splitlines()]
+    """The lines of `metrics.json`; none where the run evaluated only."""
+    path = output_dir / "metrics.json"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def result_table(metrics: list[dict[str, float]]) -> str:
@@ -95,12 +96,10 @@ def draw_predictions(cfg: CfgNode, output_dir: Path, path: Path, num: int, min_s
     for result in results:
         if result["score"] >= min_score:
             by_image[result["image_id"]].append(result)
-    records = [r for r in DatasetCatalog.get(name) if len(r["annotations"]) > 1]
-    step = max(1, len(records) // num)
-    pairs = [_pair(record, by_image[record["image_id"]], name) for record in records[::step][:num]]
+    pairs = [_pair(record, by_image[record["image_id"]], name) for record in _choose(DatasetCatalog.get(name), num)]
     height = max(p.shape[0] for p in pairs)
     columns = 2 if num > 1 else 1
-    pairs = [_pad(p, height, max(q.shape[1] for q in pairs)) for p in pairs]
+    pairs = [_pad(p, height, p.shape[1]) for p in pairs]
     while len(pairs) % columns:
         pairs.append(np.full_like(pairs[0], 255))
     rows = [np.hstack(pairs[i : i + columns]) for i in range(0, len(pairs), columns)]
@@ -112,17 +111,29 @@ def draw_predictions(cfg: CfgNode, output_dir: Path, path: Path, num: int, min_s
     cv2.imwrite(str(path), np.vstack([titles, *rows])[:, :, ::-1])
 
 
+def _choose(records: list[dict], num: int) -> list[dict]:
+    """`num` records from all over the dataset: with several objects where there are enough of them, else with any."""
+    for least in (2, 1, 0):
+        candidates = [r for r in records if len(r["annotations"]) >= least]
+        if len(candidates) >= num:
+            break
+    return candidates[:: max(1, len(candidates) // num)][:num]
+
+
 def _pair(record: dict, results: list[dict], dataset: str) -> np.ndarray:
     """Ground truth beside predictions, RGB."""
     metadata = MetadataCatalog.get(dataset)
-    image = cv2.imread(record["file_name"])[:, :, ::-1]
+    image = cv2.imread(record["file_name"])
+    if image is None:  # it was evaluated as a black image too
+        image = np.zeros((record["height"], record["width"], 3), np.uint8)
+    image = image[:, :, ::-1]
     scale = CELL / max(image.shape[:2])
     truth = Visualizer(image, metadata, scale=scale).draw_dataset_dict(record)
     predicted = Visualizer(image, metadata, scale=scale).draw_instance_predictions(
         _instances(results, image.shape[:2], metadata)
     )
-    pictures = [_pad(v.get_image(), v.get_image().shape[0] + 6, v.get_image().shape[1] + 6) for v in (truth, predicted)]
-    return np.hstack(pictures)
+    pictures = [v.get_image() for v in (truth, predicted)]
+    return np.hstack([_pad(picture, picture.shape[0] + 6, CELL + 6) for picture in pictures])
 
 
 def _instances(results: list[dict], image_size: tuple[int, int], metadata: object) -> Instances:
@@ -137,6 +148,10 @@ def _instances(results: list[dict], image_size: tuple[int, int], metadata: objec
     instances.pred_classes = np.array([classes[r["category_id"]] for r in results], dtype=np.int64)
     if results and "segmentation" in results[0]:
         instances.pred_masks = np.stack([mask_api.decode(r["segmentation"]) for r in results]).astype(bool)
+    if results and "keypoints" in results[0]:
+        points = np.array([r["keypoints"] for r in results], dtype=np.float32).reshape(len(results), -1, 3)
+        points[:, :, :2] += 0.5  # COCO counts pixels, the framework measures from the corner
+        instances.pred_keypoints = points
     return instances
 
 
@@ -157,9 +172,12 @@ def main() -> None:
     folder = args.output_dir / "show"
     folder.mkdir(exist_ok=True)
     draw_predictions(cfg, args.output_dir, folder / "predictions.png", args.num, args.min_score)
-    draw_curves(metrics, folder / "curves.png")
-    print(result_table(metrics))
-    print(f"\nPictures: {folder / 'predictions.png'}, {folder / 'curves.png'}")
+    written = [folder / "predictions.png"]
+    if metrics:
+        draw_curves(metrics, folder / "curves.png")
+        written.append(folder / "curves.png")
+        print(result_table(metrics), end="\n\n")
+    print(f"Pictures: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

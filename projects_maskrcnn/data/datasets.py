@@ -2,12 +2,15 @@
 
 import difflib
 import json
+import logging
 import os
 from functools import partial
 from pathlib import Path
 
 from ..framework import CfgNode, DatasetCatalog, MetadataCatalog, load_coco_json, register_coco_instances
 from . import shapes
+
+logger = logging.getLogger(__name__)
 
 
 def datasets_root() -> Path:
@@ -55,8 +58,10 @@ def _load_shapes(name: str, folder: Path, json_file: Path, images: Path) -> list
 def use_coco_files(cfg: CfgNode) -> None:
     """Register the COCO files that `DATASETS.TRAIN_JSON` ... name, and make them the config's datasets.
 
+    Classes and keypoints have the JSON's names; a mirrored image exchanges keypoints `left_` x and `right_` x.
+
     Raises:
-        ValueError: a JSON without its image folder, or the reverse.
+        ValueError: a JSON without its image folder, or the reverse, or one that is no COCO file.
         FileNotFoundError: a path does not exist.
     """
     for split in ("TRAIN", "TEST"):
@@ -74,8 +79,35 @@ def use_coco_files(cfg: CfgNode) -> None:
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-        register_coco_instances(name, {}, json_file, images)
+        categories = _categories(name, json_file)
+        metadata = {"thing_classes": [c["name"] for c in categories], **_keypoint_metadata(name, categories)}
+        register_coco_instances(name, metadata, json_file, images)
         cfg.DATASETS[split] = (name,)
+
+
+def _categories(name: str, json_file: str) -> list[dict]:
+    """The categories of a dataset's JSON, by increasing id."""
+    try:
+        return sorted(json.loads(Path(json_file).read_text())["categories"], key=lambda c: (c["id"], c["name"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"dataset {name}: {json_file} is no COCO JSON: {type(error).__name__}: {error}") from error
+
+
+def _keypoint_metadata(name: str, categories: list[dict]) -> dict:
+    """Names and mirror pairs of the keypoints that a category has, if any."""
+    names = next((c["keypoints"] for c in categories if c.get("keypoints")), None)
+    if names is None:
+        return {}
+    pairs = [(left, left.replace("left", "right")) for left in names if "left" in left]
+    pairs = [pair for pair in pairs if pair[1] in names]
+    if not pairs:
+        logger.warning(
+            "Dataset %s: no left_ and right_ among the keypoints %s, so that a mirrored image keeps them as they are. "
+            "If they have sides, rename them, or set INPUT.RANDOM_FLIP none",
+            name,
+            ", ".join(names),
+        )
+    return {"keypoint_names": list(names), "keypoint_flip_map": pairs}
 
 
 def resolve_num_classes(cfg: CfgNode) -> None:
@@ -140,8 +172,4 @@ def _thing_classes(name: str) -> list[str]:
             f"dataset {name}: there is no file {json_file}. Put it there, or set DETECTRON2_DATASETS (now "
             f"{datasets_root()}) to the folder that holds your datasets"
         )
-    try:
-        categories = json.loads(Path(json_file).read_text())["categories"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"dataset {name}: {json_file} is no COCO JSON: {type(error).__name__}: {error}") from error
-    return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
+    return [c["name"] for c in _categories(name, json_file)]

@@ -341,7 +341,8 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=200, help="validation scenes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    generate(args.output, args.train, args.val, args.seed)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    generate(args.output.resolve(), args.train, args.val, args.seed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Datasets by name, one's own COCO files, and models that fit them."""
 
 import json
+import logging
 
 import pytest
 
@@ -110,6 +111,27 @@ def test_a_file_that_is_no_coco_json(cfg, tmp_path):
     path = tmp_path / "broken.json"
     path.write_text("{")
     cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TRAIN_IMAGES = str(path), str(tmp_path)
-    use_coco_files(cfg)
     with pytest.raises(ValueError, match="broken.json is no COCO JSON"):
-        resolve_num_classes(cfg)
+        use_coco_files(cfg)
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs", "warnings"),
+    [
+        (["nose", "left_eye", "right_eye", "left_out"], [("left_eye", "right_eye")], 0),
+        (["tip", "base"], [], 1),
+    ],
+)
+def test_keypoints_of_own_files(cfg, tmp_path, caplog, names, pairs, warnings):
+    path = tmp_path / "birds.json"
+    categories = [{"id": 3, "name": "bird", "keypoints": names, "skeleton": []}]
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TRAIN_IMAGES = str(path), str(tmp_path)
+    cfg.MODEL.KEYPOINT_ON = True
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = -1, len(names)
+    logging.getLogger("projects_maskrcnn").propagate = True
+    use_coco_files(cfg)
+    resolve_num_classes(cfg)
+    metadata = MetadataCatalog.get("birds_train")
+    assert (metadata.keypoint_names, metadata.keypoint_flip_map) == (names, pairs)
+    assert len([r for r in caplog.records if "RANDOM_FLIP" in r.getMessage()]) == warnings

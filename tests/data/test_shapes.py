@@ -1,6 +1,8 @@
 """The default dataset: its files agree with each other, and are the same every time."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -94,6 +96,7 @@ def test_keypoints_belong_to_figures_that_the_instances_have_too(folder):
     for annotation in keypoints["annotations"]:
         assert same[annotation["id"]]["category_id"] == shapes.FIGURE + 1
         assert same[annotation["id"]]["segmentation"] == annotation["segmentation"]
+        assert all(isinstance(v, int) for v in annotation["keypoints"])
         points = np.array(annotation["keypoints"]).reshape(-1, 3)
         assert annotation["num_keypoints"] == (points[:, 2] > 0).sum()
         assert (points[points[:, 2] == 0] == 0).all()
@@ -121,4 +124,44 @@ def test_a_complete_dataset_is_left_alone_and_another_version_replaced(tmp_path,
     monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
     shapes.generate(folder, 2, 1)
     assert not extra.exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["shapes"]
+    assert {p.name for p in tmp_path.iterdir()} == {"shapes", ".shapes.lock"}
+
+
+def test_a_dataset_of_another_size_serves_too(tmp_path):
+    folder = tmp_path / "shapes"
+    shapes.generate(folder, 2, 1, seed=5)
+    before = contents(folder)
+    shapes.ensure(folder)
+    assert contents(folder) == before
+
+
+def test_what_is_no_dataset_of_shapes_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{tmp_path}.*complete.json.*another folder"):
+        shapes.generate(tmp_path, 2, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_of_several_callers_one_draws(tmp_path, monkeypatch):
+    splits, write_split = [], shapes.write_split
+
+    def slow_write_split(folder, split, *arguments):
+        splits.append(split)
+        time.sleep(0.1)  # the others arrive meanwhile
+        write_split(folder, split, *arguments)
+
+    monkeypatch.setattr(shapes, "write_split", slow_write_split)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: shapes.generate(tmp_path / "shapes", 2, 1), range(4)))
+    assert splits == ["train", "val"]
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(folder, *arguments):
+        folder.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shapes, "write_split", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.generate(tmp_path / "shapes", 2, 1)
+    assert [p.name for p in tmp_path.iterdir()] == [".shapes.lock"]

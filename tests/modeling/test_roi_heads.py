@@ -137,3 +137,11 @@ def test_training_needs_ground_truth(config):
     heads = build_model(config("fpn")).roi_heads.train()
     with pytest.raises(ValueError, match="instances"):
         heads(None, {}, [])
+
+
+def test_all_poolers_take_the_canonical_box_size(config):
+    heads = build_model(config("fpn", "MODEL.ROI_HEADS.CANONICAL_BOX_SIZE", 56, "MODEL.KEYPOINT_ON", True)).roi_heads
+    features = [torch.full((1, 1, 128 >> i, 128 >> i), float(i)) for i in range(2, 6)]
+    boxes = [Boxes(torch.tensor([[36.0, 36, 92, 92], [37, 37, 92, 92]]))]  # of 56 and 55 pixels
+    for pooler in (heads.box_pooler, heads.mask_pooler, heads.keypoint_pooler):
+        assert pooler(features, boxes)[:, 0, 0, 0].tolist() == [4, 3]

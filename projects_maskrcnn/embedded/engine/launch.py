@@ -88,5 +88,7 @@ def _worker(
     comm.create_local_process_group(num_gpus_per_machine)
     comm.synchronize()
     main_func(*args)
-    # not after an error: it would wait for processes that wait for this one
+    # Not after an error: this would wait for processes that wait for this one. All leave together, since the
+    # others depend on the one where they meet.
+    comm.synchronize()
     dist.destroy_process_group()

@@ -78,9 +78,9 @@ def synchronize() -> None:
 
 
 @functools.cache
-def _cpu_group() -> dist.ProcessGroup:
-    """All processes, over Gloo: Python objects sent over NCCL would take up GPU memory."""
-    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
+def _cpu_group() -> dist.ProcessGroup | None:
+    """All processes, over Gloo: Python objects sent over NCCL would take up GPU memory. None is the default group."""
+    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
