@@ -11,6 +11,8 @@ import pytest
 import torch
 
 CONFIG = "configs/quick/mask_rcnn_R_18_FPN_shapes.yaml"
+KEYPOINT_CONFIG = "configs/quick/keypoint_rcnn_R_18_FPN_shapes.yaml"
+SPLITS = {"TRAIN": "train", "TEST": "val"}
 TINY = {
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
@@ -18,6 +20,7 @@ TINY = {
     "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.RPN.CONV_DIMS": "[16]",
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": "[16]",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.01,
     "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.MAX_ITER": 6,
@@ -33,7 +36,7 @@ def scenes(tmp_path_factory):
     from projects_maskrcnn.data import shapes
 
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    shapes.generate(folder, num_train=12, num_val=4)
+    shapes.generate(folder, num_train=12, num_val=6)  # the fifth of these has a figure
     return folder
 
 
@@ -41,7 +44,7 @@ def scenes(tmp_path_factory):
 def train_net(root, scenes):
     """A function that runs train_net.py on the scenes with further arguments and config values."""
 
-    def run(output, *arguments, check=True, **values):
+    def run(output, *arguments, config=CONFIG, check=True, **values):
         values = {
             "DATASETS.TRAIN_JSON": scenes / "annotations/instances_train.json",
             "DATASETS.TRAIN_IMAGES": scenes / "images/train",
@@ -52,8 +55,9 @@ def train_net(root, scenes):
             **{key.replace("__", "."): value for key, value in values.items()},
         }
         options = [str(item) for pair in values.items() for item in pair]
-        command = [sys.executable, "train_net.py", "--config-file", CONFIG, *arguments, *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(root)}
+        command = [sys.executable, "train_net.py", "--config-file", config, *arguments, *options]
+        environment = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(root), "DETECTRON2_DATASETS": str(scenes.parent)}
+        environment = {**os.environ, **environment}
         result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
         assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
         return result
@@ -145,6 +149,28 @@ def test_pictures_of_a_run(trained, root):
     assert re.search(r"\| segm +\| +\d", result.stdout)
     for name in ("predictions.png", "curves.png"):
         assert (trained / "show" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_keypoints_are_trained_and_evaluated(train_net, scenes, tmp_path):
+    trained, evaluated = tmp_path / "trained", tmp_path / "evaluated"
+    registered = dict.fromkeys((f"DATASETS__{s}_{f}" for s in ("TRAIN", "TEST") for f in ("JSON", "IMAGES")), "")
+    train_net(trained, config=KEYPOINT_CONFIG, MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.0, **registered)
+    metrics = {name: value for line in read_metrics(trained) for name, value in line.items()}
+    assert {f"{task}/{ap}" for task in ("bbox", "keypoints") for ap in ("AP", "AP50", "APl")} <= metrics.keys()
+    assert metrics["loss_keypoint"] > 0 and "loss_mask" not in metrics and "segm/AP" not in metrics
+    name = "inference/coco_instances_results.json"
+    results = json.loads((trained / name).read_text())
+    assert results and all(len(r["keypoints"]) == 6 * 3 and "segmentation" not in r for r in results)
+
+    # the same files by path, and sigmas so wide that any pose on the right image counts
+    values = {f"DATASETS__{s}_JSON": scenes / f"annotations/keypoints_{t}.json" for s, t in SPLITS.items()}
+    values |= {"TEST__KEYPOINT_OKS_SIGMAS": [9.0] * 6, "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0}
+    values["MODEL__WEIGHTS"] = trained / "model_final.pth"
+    printed = train_net(evaluated, "--eval-only", config=KEYPOINT_CONFIG, **values).stdout
+    header, row = re.search(r"Evaluation results for keypoints: *\n(\|.*)\n\|[-:| ]+\n(\|.*)", printed).groups()
+    table = dict(zip(re.findall(r"\w+", header), re.findall(r"[\w.]+", row), strict=True))
+    assert list(table) == ["AP", "AP50", "AP75", "APm", "APl"] and float(table["AP50"]) > 0
+    assert json.loads((evaluated / name).read_text()) == results
 
 
 BAD_INPUT = {

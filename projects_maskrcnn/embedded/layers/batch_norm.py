@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 import torch.nn.functional as F
+from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 
 BatchNorm2d = nn.BatchNorm2d
@@ -65,14 +65,15 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if world_size == 1 or not self.training:
             return super().forward(x)
-        moments = torch.cat([x.mean((0, 2, 3)), (x * x).mean((0, 2, 3))])
-        mean, mean_square = (dist_functional.all_reduce(moments) / world_size).chunk(2)
+        values = x.to(self.weight.dtype)  # squares overflow in half precision
+        moments = torch.cat([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
+        mean, mean_square = (differentiable_all_reduce(moments) / world_size).chunk(2)
         var = mean_square - mean * mean
         with torch.no_grad():
             self.running_mean += self.momentum * (mean - self.running_mean)
             self.running_var += self.momentum * (var - self.running_var)
         scale = self.weight * (var + self.eps).rsqrt()
-        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return (values * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
 
 
 def _group_norm(channels: int) -> nn.Module:

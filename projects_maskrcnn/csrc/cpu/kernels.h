@@ -1,0 +1,141 @@
+// The loops worth a vector unit. kernels.cpp is compiled once for each instruction set, and one of them is chosen at
+// run time. They use raw pointers alone: an inline function of the standard library, compiled for a newer processor,
+// could be the copy that the linker keeps for everyone.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+
+namespace maskrcnn::cpu {
+
+using Half = torch::headeronly::Half;
+using BFloat16 = torch::headeronly::BFloat16;
+
+/// The type that features of type T are summed in.
+template <class T>
+struct SumOf {
+  using type = float;
+};
+template <>
+struct SumOf<double> {
+  using type = double;
+};
+template <class T>
+using Sum = typename SumOf<T>::type;
+
+/// Channels that are worked on together, so that their sums stay in registers.
+template <class Real>
+constexpr int kBlock = 128 / sizeof(Real);
+
+/// A sparse matrix in compressed rows: row r holds `weight[k]` in column `index[k]` for k from `first[r]` to `first[r +
+/// 1]`.
+template <class Real>
+struct SparseRows {
+  int rows;
+  const int32_t* first;
+  const int32_t* index;
+  const Real* weight;
+};
+
+/// The weights of cells in bins along x, for maps whose columns lie together. Bins stand in `groups` of eight; group g
+/// has weights in columns from `begin[g]` to `end[g]` alone.
+struct ColumnWeights {
+  SparseRows<float> sparse;
+  int columns;  // a multiple of eight
+  int groups;
+  const float* dense;  // [columns][groups][8]
+  const int32_t *begin, *end;
+};
+
+/// The bilinear samples of each bin along one axis: bin b has those from `first[b]` to `first[b + 1]`.
+template <class Real>
+struct SampleRows {
+  int rows;
+  const int32_t* first;
+  const int32_t* order;  // the sample's number within its bin
+  const int32_t *low, *high;
+  const Real* fraction;
+  const int32_t* considered;  // samples of the bin that were looked at
+  const uint8_t* complete;    // whether all of the bin's samples are on the map
+};
+
+/// A rectangle of cells; strides count elements.
+template <class T>
+struct Patch {
+  const T* data;
+  int64_t channel_stride, row_stride, column_stride;
+  int rows, columns;
+  int readable;              // columns of the map from the first one on
+  const uint8_t* used_rows;  // null: all
+};
+
+template <class T>
+struct RoiKernels {
+  using Real = Sum<T>;
+
+  /// Copies `channels` channels of a patch to [rows][columns][kBlock], zeros after the last channel.
+  void (*pack)(const Patch<T>& patch, int channels, Real* packed);
+  /// Copies [items][kBlock] to `out[channel * channel_stride + item * item_stride]`.
+  void (*unpack)(const Real* packed, int items, int channels, int64_t channel_stride, int64_t item_stride, T* out);
+  /// `out[bin * out_stride]`: for each bin the sum over its cells, weighted along y and x, of `blocks` blocks of
+  /// channels.
+  void (*sum_bins)(const Real* cells, int64_t row_stride, int64_t column_stride, int blocks, const SparseRows<Real>& y,
+                   const SparseRows<Real>& x, Real* out, int64_t out_stride);
+  /// `out[channel][bin]`: the same for `channels` channels of a map whose columns lie together, from its own layout to
+  /// bins that lie together. `scratch`: room for x.columns and for the bins and 8 numbers. Not for double.
+  void (*sum_columns)(const T* cells, int64_t channel_stride, int64_t row_stride, int channels,
+                      const SparseRows<Real>& y, const ColumnWeights& x, Real* scratch, T* out);
+  /// `best[bin][kBlock]`, `argmax[bin][kBlock]`: for each bin the greatest of its samples, and its number.
+  void (*max_bins)(const Real* cells, int64_t row_stride, int64_t column_stride, const SampleRows<Real>& y,
+                   const SampleRows<Real>& x, Real* best, int32_t* argmax);
+  /// Adds to a row of cells [columns][kBlock] what the bins of one RoI pass back to it. `y_bin`, `y_weight`: the
+  /// `y_count` rows of bins that reach this row of cells. `x`: for each cell its columns of bins.
+  /// `scratch`: room for bins_x * kBlock numbers.
+  void (*spread_bins)(const Real* bins, int64_t bin_stride, int bins_x, int y_count, const int32_t* y_bin,
+                      const Real* y_weight, const SparseRows<Real>& x, Real* scratch, Real* cells);
+};
+
+struct Kernels {
+  const char* name;
+  RoiKernels<float> of_float;
+  RoiKernels<double> of_double;
+  RoiKernels<Half> of_half;
+  RoiKernels<BFloat16> of_bfloat16;
+
+  template <class T>
+  const RoiKernels<T>& roi() const;
+};
+
+template <>
+inline const RoiKernels<float>& Kernels::roi() const {
+  return of_float;
+}
+template <>
+inline const RoiKernels<double>& Kernels::roi() const {
+  return of_double;
+}
+template <>
+inline const RoiKernels<Half>& Kernels::roi() const {
+  return of_half;
+}
+template <>
+inline const RoiKernels<BFloat16>& Kernels::roi() const {
+  return of_bfloat16;
+}
+
+/// Those for this processor.
+const Kernels& kernels();
+
+namespace baseline {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+
+}  // namespace maskrcnn::cpu

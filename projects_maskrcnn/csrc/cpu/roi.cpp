@@ -1,0 +1,643 @@
+// RoIAlign, RoIWarp and RoIPool on a CPU.
+//
+// An average over bilinear samples factors: per channel, out = Wy F Wx^T with one sparse matrix for each axis, and the
+// gradient is Wy^T G Wx. Forward, the threads share the RoIs. Backward, they share the rows of the maps: each row
+// gathers from the RoIs that cross it, in their order, and is written once. So there are no races, and the bits do not
+// depend on the number of threads.
+#include <atomic>
+#include <cstring>
+#include <memory>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "../tensors.h"
+#include "kernels.h"
+
+namespace maskrcnn::cpu {
+
+namespace {
+
+/// Runs `worker(next)` on every thread; `next()` hands out 0, 1, 2 ...; the worker stops at the end it knows.
+template <class Worker>
+void share_work(int64_t items, const Worker& worker) {
+  std::atomic<int64_t> counter{0};
+  const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { worker([&] { return counter++; }); });
+}
+
+/// Asks for large pages, where the system offers them: faulting in small ones costs as much as pooling does.
+void want_large_pages(void* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t page = 1 << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+Tensor empty(const Tensor& like, ScalarType type, const Ints& sizes, bool channels_last) {
+  Tensor result = empty_map(like, type, sizes, channels_last);
+  want_large_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
+template <class T>
+struct Map {
+  T* data;
+  int64_t image_stride, channel_stride, row_stride, column_stride;
+  int height, width;
+};
+
+template <class T>
+std::vector<Map<T>> maps_of(const Tensors& tensors) {
+  std::vector<Map<T>> maps;
+  for (const Tensor& t : tensors)
+    maps.push_back({reinterpret_cast<T*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3),
+                    static_cast<int>(t.size(2)), static_cast<int>(t.size(3))});
+  return maps;
+}
+
+/// Image, level and corners of one RoI.
+struct Roi {
+  int64_t image;
+  int level;
+  const float* box;
+
+  template <class Real, class MapT>
+  Axis<Real> y(const Rois& rois, const MapT& map) const {
+    return {box[1], box[3], rois.scales[level], rois.options.bins_y, map.height, rois.options};
+  }
+  template <class Real, class MapT>
+  Axis<Real> x(const Rois& rois, const MapT& map) const {
+    return {box[0], box[2], rois.scales[level], rois.options.bins_x, map.width, rois.options};
+  }
+};
+
+/// Raises std::runtime_error: an image index is out of range.
+std::vector<Roi> list_rois(const Rois& rois, const Ints& boxes_per_image) {
+  std::vector<Roi> list(rois.size());
+  const float* data = static_cast<const float*>(rois.boxes.data_ptr());
+  const int64_t width = rois.boxes.size(1);
+  int64_t image = 0, left = boxes_per_image.empty() ? 0 : boxes_per_image[0];
+  for (int64_t r = 0; r < rois.size(); r++) {
+    const float* row = data + r * width;
+    if (rois.indexed()) {
+      STD_TORCH_CHECK(row[0] >= 0 && row[0] < rois.num_images, "image index ", row[0], " of RoI ", r,
+                      " is out of range: features hold ", rois.num_images, " images");
+      image = static_cast<int64_t>(row[0]);
+    } else {
+      while (left == 0) left = boxes_per_image[++image];
+      left--;
+    }
+    const float* box = row + (rois.indexed() ? 1 : 0);
+    list[r] = {image, level_of(box, rois.options), box};
+  }
+  return list;
+}
+
+int64_t bins_of(const Rois& rois) { return static_cast<int64_t>(rois.options.bins_y) * rois.options.bins_x; }
+
+/// An order in which neighbours on a map follow each other, so that what one RoI has read the next finds in the cache.
+std::vector<int64_t> by_place(const Rois& rois, const std::vector<Roi>& list) {
+  constexpr float band = 16;  // cells
+  std::vector<std::tuple<int, int64_t, float, float, int64_t>> keys(list.size());
+  for (size_t r = 0; r < list.size(); r++) {
+    const float scale = rois.scales[list[r].level] / 2;
+    const float y = (list[r].box[1] + list[r].box[3]) * scale, x = (list[r].box[0] + list[r].box[2]) * scale;
+    const bool finite = std::isfinite(y) && std::isfinite(x);
+    keys[r] = {list[r].level, list[r].image, finite ? std::floor(y / band) : 0, finite ? x : 0, r};
+  }
+  std::sort(keys.begin(), keys.end());
+  std::vector<int64_t> order(list.size());
+  for (size_t i = 0; i < order.size(); i++) order[i] = std::get<4>(keys[i]);
+  return order;
+}
+
+/// The weights of cells in bins along one axis: a row for each bin. Columns count from cell `low` on.
+template <class Real>
+struct Weights {
+  int low = 0, cells = 0;
+  std::vector<int32_t> first, index;
+  std::vector<Real> weight;
+
+  void build(const Axis<Real>& axis) {
+    first.assign(1, 0);
+    index.clear();
+    weight.clear();
+    for (int bin = 0; bin < axis.bins; bin++) {
+      Real start;
+      const int samples = axis.samples(bin, start);
+      const Real share = Real(1) / (axis.whole_cells ? static_cast<Real>(samples) : axis.count);
+      for (int k = 0; k < samples; k++) {
+        Sample<Real> sample;
+        if (!axis.at(bin, start + k, sample)) continue;
+        add(sample.low, (1 - sample.fraction) * share);
+        if (sample.high != sample.low) add(sample.high, sample.fraction * share);
+      }
+      first.push_back(static_cast<int32_t>(index.size()));
+    }
+    const auto range = std::minmax_element(index.begin(), index.end());
+    low = index.empty() ? 0 : *range.first;
+    cells = index.empty() ? 0 : *range.second - low + 1;
+    for (int32_t& cell : index) cell -= low;
+  }
+
+  /// A row for each cell.
+  Weights transposed() const {
+    Weights result;
+    result.low = low;
+    result.cells = cells;
+    result.first.assign(cells + 1, 0);
+    result.index.resize(index.size());
+    result.weight.resize(index.size());
+    for (int32_t cell : index) result.first[cell + 1]++;
+    for (int cell = 0; cell < cells; cell++) result.first[cell + 1] += result.first[cell];
+    std::vector<int32_t> next(result.first.begin(), result.first.end() - 1);
+    for (int bin = 0; bin + 1 < static_cast<int>(first.size()); bin++)
+      for (int k = first[bin]; k < first[bin + 1]; k++) {
+        const int32_t to = next[index[k]]++;
+        result.index[to] = bin;
+        result.weight[to] = weight[k];
+      }
+    return result;
+  }
+
+  SparseRows<Real> view() const {
+    return {static_cast<int>(first.size()) - 1, first.data(), index.data(), weight.data()};
+  }
+
+ private:
+  /// Samples come in order, so a cell that the bin has already is among its last two.
+  void add(int cell, Real share) {
+    const size_t begin = first.back();
+    for (size_t k = index.size(); k > begin && k + 2 > index.size(); k--)
+      if (index[k - 1] == cell) {
+        weight[k - 1] += share;
+        return;
+      }
+    index.push_back(cell);
+    weight.push_back(share);
+  }
+};
+
+/// What `ColumnWeights` views.
+struct Columns {
+  int low, columns, groups;
+  Weights<float> sparse;
+  std::vector<float> dense;
+  std::vector<int32_t> begin, end;
+
+  /// Returns false where the map is too narrow for whole vectors.
+  bool build(const Axis<float>& axis) {
+    sparse.build(axis);
+    columns = (sparse.cells + 7) / 8 * 8;
+    if (columns > axis.length) return false;
+    low = std::min(sparse.low, axis.length - columns);
+    for (int32_t& column : sparse.index) column += sparse.low - low;
+    groups = (axis.bins + 7) / 8;
+    dense.assign(static_cast<size_t>(columns) * groups * 8, 0);
+    begin.assign(groups, columns);
+    end.assign(groups, 0);
+    for (int bin = 0; bin < axis.bins; bin++)
+      for (int k = sparse.first[bin]; k < sparse.first[bin + 1]; k++) {
+        const int column = sparse.index[k], group = bin / 8;
+        dense[static_cast<size_t>(column) * groups * 8 + bin] += sparse.weight[k];
+        begin[group] = std::min(begin[group], column);
+        end[group] = std::max(end[group], column + 1);
+      }
+    return true;
+  }
+
+  ColumnWeights view() const { return {sparse.view(), columns, groups, dense.data(), begin.data(), end.data()}; }
+};
+
+/// The samples of an axis, for maxima.
+template <class Real>
+struct Samples {
+  int lowest = 0, cells = 0;
+  std::vector<int32_t> first, order, low, high, considered;
+  std::vector<Real> fraction;
+  std::vector<uint8_t> complete;
+
+  void build(const Axis<Real>& axis) {
+    first.assign(1, 0);
+    for (auto* v : {&order, &low, &high, &considered}) v->clear();
+    fraction.clear();
+    complete.clear();
+    for (int bin = 0; bin < axis.bins; bin++) {
+      Real start;
+      const int samples = axis.samples(bin, start);
+      for (int k = 0; k < samples; k++) {
+        Sample<Real> sample;
+        if (!axis.at(bin, start + k, sample)) continue;
+        order.push_back(k);
+        low.push_back(sample.low);
+        high.push_back(sample.high);
+        fraction.push_back(sample.fraction);
+      }
+      const auto on_map = static_cast<int32_t>(low.size()) - first.back();
+      considered.push_back(samples);
+      complete.push_back(axis.whole_cells || static_cast<Real>(on_map) >= axis.count);
+      first.push_back(static_cast<int32_t>(low.size()));
+    }
+    lowest = low.empty() ? 0 : *std::min_element(low.begin(), low.end());
+    cells = low.empty() ? 0 : *std::max_element(high.begin(), high.end()) - lowest + 1;
+    for (int32_t& cell : low) cell -= lowest;
+    for (int32_t& cell : high) cell -= lowest;
+  }
+
+  SampleRows<Real> view() const {
+    return {static_cast<int>(first.size()) - 1,
+            first.data(),
+            order.data(),
+            low.data(),
+            high.data(),
+            fraction.data(),
+            considered.data(),
+            complete.data()};
+  }
+};
+
+/// A block of channels of the cells that an RoI touches: in place where the map's layout allows, else packed.
+template <class T>
+struct Cells {
+  using Real = Sum<T>;
+  const Real* data;
+  int64_t row_stride, column_stride;
+};
+
+template <class T>
+Cells<T> cells_of(const Map<const T>& map, int64_t image, int y, int x, int rows, int columns, int64_t channel,
+                  int channels, const uint8_t* used_rows, std::vector<Sum<T>>& scratch) {
+  using Real = Sum<T>;
+  const T* corner =
+      map.data + image * map.image_stride + channel * map.channel_stride + y * map.row_stride + x * map.column_stride;
+  if constexpr (std::is_same_v<T, Real>) {
+    if (map.channel_stride == 1 && channels == kBlock<Real>) return {corner, map.row_stride, map.column_stride};
+  }
+  const int64_t row_size = static_cast<int64_t>(columns) * kBlock<Real>;
+  if (static_cast<int64_t>(scratch.size()) < rows * row_size) scratch.resize(rows * row_size);
+  kernels().roi<T>().pack(
+      {corner, map.channel_stride, map.row_stride, map.column_stride, rows, columns, map.width - x, used_rows},
+      channels, scratch.data());
+  return {scratch.data(), row_size, kBlock<Real>};
+}
+
+/// Maps of channels last or of any strides: the threads share the RoIs.
+template <class T>
+void average_of_cells(const std::vector<Map<const T>>& maps, const Rois& rois, const std::vector<Roi>& list,
+                      const std::vector<int64_t>& order, const Map<T>& out, int64_t channels) {
+  using Real = Sum<T>;
+  const RoiKernels<T>& kernel = kernels().roi<T>();
+  const int bins = rois.options.bins_y * rois.options.bins_x;
+  const int64_t bin_stride = out.channel_stride == 1 ? channels : 1;
+  share_work(order.size(), [&](auto next) {
+    Weights<Real> y, x;
+    std::vector<Real> scratch, sums(static_cast<size_t>(bins) * kBlock<Real>);
+    std::vector<uint8_t> used;
+    for (size_t i; (i = next()) < order.size();) {
+      const int64_t r = order[i];
+      const Map<const T>& map = maps[list[r].level];
+      y.build(list[r].y<Real>(rois, map));
+      x.build(list[r].x<Real>(rois, map));
+      used.assign(y.cells, 0);
+      for (int32_t cell : y.index) used[cell] = 1;
+      T* to = out.data + r * out.image_stride;
+      int64_t done = 0;
+      if constexpr (std::is_same_v<T, Real>) {
+        if (map.channel_stride == 1 && out.channel_stride == 1) {
+          const int blocks = static_cast<int>(channels / kBlock<Real>);
+          const T* corner =
+              map.data + list[r].image * map.image_stride + y.low * map.row_stride + x.low * map.column_stride;
+          kernel.sum_bins(corner, map.row_stride, map.column_stride, blocks, y.view(), x.view(), to, channels);
+          done = blocks * kBlock<Real>;
+        }
+      }
+      for (; done < channels; done += kBlock<Real>) {
+        const int count = static_cast<int>(std::min<int64_t>(kBlock<Real>, channels - done));
+        const Cells<T> cells =
+            cells_of(map, list[r].image, y.low, x.low, y.cells, x.cells, done, count, used.data(), scratch);
+        kernel.sum_bins(cells.data, cells.row_stride, cells.column_stride, 1, y.view(), x.view(), sums.data(),
+                        kBlock<Real>);
+        kernel.unpack(sums.data(), bins, count, out.channel_stride, bin_stride, to + done * out.channel_stride);
+      }
+    }
+  });
+}
+
+/// Maps whose columns lie together: the threads share blocks of channels of stretches of RoIs, so that a block's part
+/// of the map stays in the cache. Returns the RoIs that this way does not fit.
+template <class T>
+std::vector<int64_t> average_of_columns(const std::vector<Map<const T>>& maps, const Rois& rois,
+                                        const std::vector<Roi>& list, const std::vector<int64_t>& order,
+                                        const Map<T>& out, int64_t channels) {
+  constexpr int64_t kRois = 128, kChannels = 8, kPrepared = 4096;
+  const int bins = rois.options.bins_y * rois.options.bins_x;
+  const int64_t blocks = (channels + kChannels - 1) / kChannels;
+  std::vector<Weights<float>> y(std::min<int64_t>(order.size(), kPrepared));
+  std::vector<Columns> x(y.size());
+  std::vector<uint8_t> fits(y.size());
+  std::vector<int64_t> others;
+  for (size_t begin = 0; begin < order.size(); begin += kPrepared) {
+    const int64_t count = std::min<int64_t>(kPrepared, order.size() - begin);
+    torch::stable::parallel_for(0, count, 16, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; i++) {
+        const Roi& roi = list[order[begin + i]];
+        y[i].build(roi.y<float>(rois, maps[roi.level]));
+        fits[i] = x[i].build(roi.x<float>(rois, maps[roi.level]));
+      }
+    });
+    for (int64_t i = 0; i < count; i++)
+      if (!fits[i]) others.push_back(order[begin + i]);
+    const int64_t items = (count + kRois - 1) / kRois * blocks;
+    share_work(items, [&](auto next) {
+      std::vector<float> scratch;
+      for (int64_t item; (item = next()) < items;) {
+        const int64_t channel = item % blocks * kChannels, first = item / blocks * kRois;
+        for (int64_t i = first; i < std::min(count, first + kRois); i++) {
+          if (!fits[i]) continue;
+          const int64_t r = order[begin + i];
+          const Map<const T>& map = maps[list[r].level];
+          scratch.resize(std::max<size_t>(scratch.size(), x[i].columns + bins + 8));
+          kernels().roi<T>().sum_columns(
+              map.data + list[r].image * map.image_stride + channel * map.channel_stride + y[i].low * map.row_stride +
+                  x[i].low,
+              map.channel_stride, map.row_stride, static_cast<int>(std::min(kChannels, channels - channel)),
+              y[i].view(), x[i].view(), scratch.data(), out.data + r * out.image_stride + channel * out.channel_stride);
+        }
+      }
+    });
+  }
+  return others;
+}
+
+template <class T>
+void average(const std::vector<Map<const T>>& maps, const Rois& rois, const std::vector<Roi>& list, const Map<T>& out,
+             int64_t channels) {
+  std::vector<int64_t> order = by_place(rois, list);
+  if constexpr (std::is_same_v<Sum<T>, float>) {
+    const bool columns = std::all_of(maps.begin(), maps.end(), [](const auto& map) { return map.column_stride == 1; });
+    if (columns && out.channel_stride == bins_of(rois))
+      order = average_of_columns(maps, rois, list, order, out, channels);
+  }
+  average_of_cells(maps, rois, list, order, out, channels);
+}
+
+/// The rows of all maps, in one list: for each the RoIs that cross it.
+struct RowLists {
+  std::vector<int64_t> first_row;   // of each level; the rows of an image lie together
+  std::vector<int64_t> first, roi;  // compressed rows
+
+  template <class MapT, class RealWeights>
+  RowLists(const std::vector<MapT>& maps, int64_t num_images, const std::vector<Roi>& list,
+           const std::vector<RealWeights>& y) {
+    first_row.assign(1, 0);
+    for (const MapT& map : maps) first_row.push_back(first_row.back() + num_images * map.height);
+    first.assign(first_row.back() + 1, 0);
+    const auto row_of = [&](size_t r) {
+      return first_row[list[r].level] + list[r].image * maps[list[r].level].height + y[r].low;
+    };
+    for (size_t r = 0; r < list.size(); r++)
+      for (int i = 0; i < y[r].cells; i++) first[row_of(r) + i + 1]++;
+    for (size_t row = 0; row + 1 < first.size(); row++) first[row + 1] += first[row];
+    std::vector<int64_t> next(first.begin(), first.end() - 1);
+    roi.resize(first.back());
+    for (size_t r = 0; r < list.size(); r++)
+      for (int i = 0; i < y[r].cells; i++) roi[next[row_of(r) + i]++] = r;
+  }
+};
+
+template <class T>
+void average_backward(const Map<const T>& grad, const Rois& rois, const std::vector<Roi>& list,
+                      const std::vector<Map<T>>& maps, int64_t channels) {
+  using Real = Sum<T>;
+  const RoiKernels<T>& kernel = kernels().roi<T>();
+  const int bins_x = rois.options.bins_x, bins = rois.options.bins_y * bins_x;
+  std::vector<Weights<Real>> ys(rois.size()), xs(rois.size());
+  torch::stable::parallel_for(0, rois.size(), 16, [&](int64_t begin, int64_t end) {
+    Weights<Real> by_bin;
+    for (int64_t r = begin; r < end; r++) {
+      by_bin.build(list[r].y<Real>(rois, maps[list[r].level]));
+      ys[r] = by_bin.transposed();
+      by_bin.build(list[r].x<Real>(rois, maps[list[r].level]));
+      xs[r] = by_bin.transposed();
+    }
+  });
+  const RowLists lists(maps, rois.num_images, list, ys);
+  const int64_t rows = lists.first_row.back();
+  int widest = 0;
+  for (const Map<T>& map : maps) widest = std::max(widest, map.width);
+  const bool flat = grad.row_stride == bins_x * grad.column_stride;
+  const std::unique_ptr<Real[]> packed(new Real[rois.size() * bins * kBlock<Real>]);
+  want_large_pages(packed.get(), sizeof(Real) * rois.size() * bins * kBlock<Real>);
+
+  for (int64_t channel = 0; channel < channels; channel += kBlock<Real>) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock<Real>, channels - channel));
+    const T* grad_block = grad.data + channel * grad.channel_stride;
+    const bool in_place = std::is_same_v<T, Real> && grad.channel_stride == 1 && count == kBlock<Real> && flat;
+    if (!in_place) {
+      torch::stable::parallel_for(0, rois.size(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; r++)
+          kernel.pack({grad_block + r * grad.image_stride, grad.channel_stride, grad.row_stride, grad.column_stride,
+                       flat ? 1 : grad.height, flat ? bins : bins_x, flat ? bins : bins_x, nullptr},
+                      count, packed.get() + r * bins * kBlock<Real>);
+      });
+    }
+    const Real* block = in_place ? reinterpret_cast<const Real*>(grad_block) : packed.get();
+    const int64_t roi_stride = in_place ? grad.image_stride : bins * kBlock<Real>;
+    const int64_t bin_stride = in_place ? grad.column_stride : kBlock<Real>;
+    share_work(rows, [&](auto next) {
+      std::vector<Real> scratch(static_cast<size_t>(bins_x) * kBlock<Real>);
+      std::vector<Real> cells(static_cast<size_t>(widest) * kBlock<Real>);
+      for (int64_t row; (row = next()) < rows;) {
+        int level = 0;
+        while (row >= lists.first_row[level + 1]) level++;
+        const Map<T>& map = maps[level];
+        const int64_t in_level = row - lists.first_row[level];
+        const int64_t image = in_level / map.height, at = in_level % map.height;
+        std::memset(cells.data(), 0, sizeof(Real) * map.width * kBlock<Real>);
+        for (int64_t k = lists.first[row]; k < lists.first[row + 1]; k++) {
+          const int64_t r = lists.roi[k];
+          const Weights<Real>&y = ys[r], &x = xs[r];
+          const int32_t begin = y.first[at - y.low], end = y.first[at - y.low + 1];
+          kernel.spread_bins(block + r * roi_stride, bin_stride, bins_x, end - begin, y.index.data() + begin,
+                             y.weight.data() + begin, x.view(), scratch.data(), cells.data() + x.low * kBlock<Real>);
+        }
+        kernel.unpack(cells.data(), map.width, count, map.channel_stride, map.column_stride,
+                      map.data + image * map.image_stride + channel * map.channel_stride + at * map.row_stride);
+      }
+    });
+  }
+}
+
+template <class T>
+void maximum(const std::vector<Map<const T>>& maps, const Rois& rois, const std::vector<Roi>& list, const Map<T>& out,
+             int32_t* argmax, int64_t channels) {
+  using Real = Sum<T>;
+  const RoiKernels<T>& kernel = kernels().roi<T>();
+  const int bins = rois.options.bins_y * rois.options.bins_x;
+  const int64_t bin_stride = out.channel_stride == 1 ? channels : 1;
+  share_work(rois.size(), [&](auto next) {
+    Samples<Real> y, x;
+    std::vector<Real> scratch, best(static_cast<size_t>(bins) * kBlock<Real>);
+    std::vector<int32_t> number(best.size());
+    for (int64_t r; (r = next()) < rois.size();) {
+      const Map<const T>& map = maps[list[r].level];
+      y.build(list[r].y<Real>(rois, map));
+      x.build(list[r].x<Real>(rois, map));
+      for (int64_t channel = 0; channel < channels; channel += kBlock<Real>) {
+        const int count = static_cast<int>(std::min<int64_t>(kBlock<Real>, channels - channel));
+        const Cells<T> cells =
+            cells_of(map, list[r].image, y.lowest, x.lowest, y.cells, x.cells, channel, count, nullptr, scratch);
+        kernel.max_bins(cells.data, cells.row_stride, cells.column_stride, y.view(), x.view(), best.data(),
+                        number.data());
+        const int64_t offset = r * out.image_stride + channel * out.channel_stride;
+        kernel.unpack(best.data(), bins, count, out.channel_stride, bin_stride, out.data + offset);
+        for (int c = 0; c < count; c++)
+          for (int b = 0; b < bins; b++)
+            argmax[offset + c * out.channel_stride + b * bin_stride] = number[b * kBlock<Real> + c];
+      }
+    }
+  });
+}
+
+/// The threads share the planes of the maps: each gathers from its RoIs, in their order.
+template <class T>
+void maximum_backward(const Map<const T>& grad, const Map<const int32_t>& argmax, const Rois& rois,
+                      const std::vector<Roi>& list, const std::vector<Map<T>>& maps, int64_t channels) {
+  using Real = Sum<T>;
+  const int64_t num_maps = maps.size() * rois.num_images;
+  std::vector<std::vector<int64_t>> of_map(num_maps);
+  std::vector<Axis<Real>> ys, xs;
+  for (int64_t r = 0; r < rois.size(); r++) {
+    of_map[list[r].level * rois.num_images + list[r].image].push_back(r);
+    ys.push_back(list[r].y<Real>(rois, maps[list[r].level]));
+    xs.push_back(list[r].x<Real>(rois, maps[list[r].level]));
+  }
+  share_work(num_maps * channels, [&](auto next) {
+    std::vector<Real> plane;
+    for (int64_t item; (item = next()) < num_maps * channels;) {
+      const int64_t channel = item % channels, image = item / channels % rois.num_images;
+      const Map<T>& map = maps[item / channels / rois.num_images];
+      plane.assign(static_cast<size_t>(map.height) * map.width, 0);
+      for (int64_t r : of_map[item / channels]) {
+        const T* grads = grad.data + r * grad.image_stride + channel * grad.channel_stride;
+        const int32_t* numbers = argmax.data + r * argmax.image_stride + channel * argmax.channel_stride;
+        for (int by = 0; by < rois.options.bins_y; by++) {
+          for (int bx = 0; bx < rois.options.bins_x; bx++) {
+            const int32_t number = numbers[by * argmax.row_stride + bx * argmax.column_stride];
+            Real first_y, first_x;
+            ys[r].samples(by, first_y);
+            const int columns = xs[r].samples(bx, first_x);
+            Sample<Real> y, x;
+            if (number < 0 || columns == 0 || !ys[r].at(by, first_y + number / columns, y) ||
+                !xs[r].at(bx, first_x + number % columns, x))
+              continue;
+            const Real value = static_cast<Real>(grads[by * grad.row_stride + bx * grad.column_stride]);
+            Real* upper = plane.data() + static_cast<int64_t>(y.low) * map.width;
+            Real* lower = plane.data() + static_cast<int64_t>(y.high) * map.width;
+            upper[x.low] += value * (1 - y.fraction) * (1 - x.fraction);
+            upper[x.high] += value * (1 - y.fraction) * x.fraction;
+            lower[x.low] += value * y.fraction * (1 - x.fraction);
+            lower[x.high] += value * y.fraction * x.fraction;
+          }
+        }
+      }
+      T* to = map.data + image * map.image_stride + channel * map.channel_stride;
+      for (int64_t i = 0; i < map.height; i++)
+        for (int64_t j = 0; j < map.width; j++)
+          to[i * map.row_stride + j * map.column_stride] = static_cast<T>(plane[i * map.width + j]);
+    }
+  });
+}
+
+Tensors empty_gradients(const Tensor& grad, int64_t num_images, const Ints& heights, const Ints& widths,
+                        const Floats& scales, bool channels_last) {
+  STD_TORCH_CHECK(heights.size() == scales.size() && widths.size() == scales.size(), "heights of ", heights.size(),
+                  " levels and widths of ", widths.size(), ", but scales of ", scales.size());
+  Tensors result;
+  for (size_t level = 0; level < heights.size(); level++) {
+    STD_TORCH_CHECK(heights[level] > 0 && widths[level] > 0, "heights and widths must be positive; got ",
+                    heights[level], " x ", widths[level]);
+    result.push_back(
+        empty(grad, grad.scalar_type(), {num_images, grad.size(1), heights[level], widths[level]}, channels_last));
+  }
+  return result;
+}
+
+}  // namespace
+
+Tensor roi_average(Tensors features, Tensor boxes, Ints boxes_per_image, Floats scales, int64_t bins_y, int64_t bins_x,
+                   int64_t sampling_ratio, bool aligned, int64_t rounding, double canonical_box_size,
+                   int64_t canonical_level) {
+  check_features(features, scales, boxes);
+  const Rois rois = check_rois(boxes, boxes_per_image, scales, features[0].size(0), bins_y, bins_x, sampling_ratio,
+                               aligned, rounding, canonical_box_size, canonical_level);
+  const std::vector<Roi> list = list_rois(rois, boxes_per_image);
+  const int64_t channels = features[0].size(1);
+  Tensor out = empty(features[0], features[0].scalar_type(), {rois.size(), channels, bins_y, bins_x},
+                     channels_last(features[0]));
+  for_dtype(out.scalar_type(), "features", [&](auto zero) {
+    using T = decltype(zero);
+    average<T>(maps_of<const T>(features), rois, list, maps_of<T>({out})[0], channels);
+  });
+  return out;
+}
+
+Tensors roi_average_backward(Tensor grad, Tensor boxes, Ints boxes_per_image, Floats scales, int64_t num_images,
+                             Ints heights, Ints widths, int64_t sampling_ratio, bool aligned, int64_t rounding,
+                             double canonical_box_size, int64_t canonical_level, bool channels_last) {
+  STD_TORCH_CHECK(grad.dim() == 4, "grad must have shape (R, C, bins_y, bins_x); got ", shape_of(grad));
+  const Rois rois = check_rois(boxes, boxes_per_image, scales, num_images, grad.size(2), grad.size(3), sampling_ratio,
+                               aligned, rounding, canonical_box_size, canonical_level);
+  STD_TORCH_CHECK(grad.size(0) == rois.size(), "grad of ", grad.size(0), " RoIs, but ", rois.size(), " boxes");
+  const std::vector<Roi> list = list_rois(rois, boxes_per_image);
+  Tensors result = empty_gradients(grad, num_images, heights, widths, scales, channels_last);
+  for_dtype(grad.scalar_type(), "grad", [&](auto zero) {
+    using T = decltype(zero);
+    average_backward<T>(maps_of<const T>({grad})[0], rois, list, maps_of<T>(result), grad.size(1));
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor> roi_max(Tensors features, Tensor boxes, Ints boxes_per_image, Floats scales, int64_t bins_y,
+                                   int64_t bins_x, int64_t sampling_ratio, bool aligned, int64_t rounding,
+                                   double canonical_box_size, int64_t canonical_level) {
+  check_features(features, scales, boxes);
+  const Rois rois = check_rois(boxes, boxes_per_image, scales, features[0].size(0), bins_y, bins_x, sampling_ratio,
+                               aligned, rounding, canonical_box_size, canonical_level);
+  const std::vector<Roi> list = list_rois(rois, boxes_per_image);
+  const int64_t channels = features[0].size(1);
+  const Ints sizes{rois.size(), channels, bins_y, bins_x};
+  Tensor out = empty(features[0], features[0].scalar_type(), sizes, channels_last(features[0]));
+  Tensor argmax = empty(features[0], ScalarType::Int, sizes, channels_last(features[0]));
+  for_dtype(out.scalar_type(), "features", [&](auto zero) {
+    using T = decltype(zero);
+    maximum<T>(maps_of<const T>(features), rois, list, maps_of<T>({out})[0], static_cast<int32_t*>(argmax.data_ptr()),
+               channels);
+  });
+  return {out, argmax};
+}
+
+Tensors roi_max_backward(Tensor grad, Tensor argmax, Tensor boxes, Ints boxes_per_image, Floats scales,
+                         int64_t num_images, Ints heights, Ints widths, int64_t sampling_ratio, bool aligned,
+                         int64_t rounding, double canonical_box_size, int64_t canonical_level, bool channels_last) {
+  STD_TORCH_CHECK(grad.dim() == 4, "grad must have shape (R, C, bins_y, bins_x); got ", shape_of(grad));
+  STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Int && shape_of(argmax) == shape_of(grad),
+                  "argmax must be int32 with the shape of grad, ", shape_of(grad), "; got ", shape_of(argmax));
+  const Rois rois = check_rois(boxes, boxes_per_image, scales, num_images, grad.size(2), grad.size(3), sampling_ratio,
+                               aligned, rounding, canonical_box_size, canonical_level);
+  STD_TORCH_CHECK(grad.size(0) == rois.size(), "grad of ", grad.size(0), " RoIs, but ", rois.size(), " boxes");
+  const std::vector<Roi> list = list_rois(rois, boxes_per_image);
+  Tensors result = empty_gradients(grad, num_images, heights, widths, scales, channels_last);
+  for_dtype(grad.scalar_type(), "grad", [&](auto zero) {
+    using T = decltype(zero);
+    maximum_backward<T>(maps_of<const T>({grad})[0], maps_of<const int32_t>({argmax})[0], rois, list,
+                        maps_of<T>(result), grad.size(1));
+  });
+  return result;
+}
+
+}  // namespace maskrcnn::cpu

@@ -1,0 +1,122 @@
+// Checks and allocation that the operators share.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "ops.h"
+#include "sampling.h"
+
+namespace maskrcnn {
+
+using torch::headeronly::ScalarType;
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text = "(";
+  for (int64_t i = 0; i < tensor.dim(); i++) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + ")";
+}
+
+/// Calls `f(T())` with the type of features that `type` names.
+template <class F>
+auto for_dtype(ScalarType type, const char* name, F&& f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(float());
+    case ScalarType::Double:
+      return f(double());
+    case ScalarType::Half:
+      return f(torch::headeronly::Half());
+    case ScalarType::BFloat16:
+      return f(torch::headeronly::BFloat16());
+    default:
+      STD_TORCH_CHECK(false, name, " must be float64, float32, float16 or bfloat16");
+  }
+}
+
+/// Whether what is made from `tensor` (N, C, H, W) keeps channels last.
+inline bool channels_last(const Tensor& tensor) { return !tensor.is_contiguous() && tensor.stride(1) == 1; }
+
+inline Tensor empty_map(const Tensor& like, ScalarType type, const Ints& sizes, bool channels_last) {
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+/// The RoIs of a call: `boxes` (R, 4) with counts for each image, or (R, 5) with the image's index before the corners.
+struct Rois {
+  Tensor boxes;
+  int64_t num_images;
+  Options options;
+  std::vector<float> scales;
+
+  int64_t size() const { return boxes.size(0); }
+  bool indexed() const { return boxes.size(1) == 5; }
+};
+
+/// Raises std::runtime_error: with the name of the argument that is wrong.
+inline Rois check_rois(const Tensor& boxes, const Ints& boxes_per_image, const Floats& scales, int64_t num_images,
+                       int64_t bins_y, int64_t bins_x, int64_t sampling_ratio, bool aligned, int64_t rounding,
+                       double canonical_box_size, int64_t canonical_level) {
+  STD_TORCH_CHECK(boxes.scalar_type() == ScalarType::Float, "boxes must be float32");
+  STD_TORCH_CHECK(boxes.dim() == 2 && (boxes.size(1) == 4 || boxes.size(1) == 5),
+                  "boxes must have shape (R, 4) or, with the image's index first, (R, 5); got ", shape_of(boxes));
+  if (boxes.size(1) == 4) {
+    STD_TORCH_CHECK(static_cast<int64_t>(boxes_per_image.size()) == num_images, "features of ", num_images,
+                    " images, but boxes_per_image counts those of ", boxes_per_image.size());
+    int64_t total = 0;
+    for (int64_t count : boxes_per_image) {
+      STD_TORCH_CHECK(count >= 0, "boxes_per_image must not be negative; got ", count);
+      total += count;
+    }
+    STD_TORCH_CHECK(total == boxes.size(0), "boxes_per_image adds up to ", total, ", but there are ", boxes.size(0),
+                    " boxes");
+  }
+  STD_TORCH_CHECK(!scales.empty() && scales.size() <= kMaxLevels, "scales must have 1 to ", kMaxLevels, " levels; got ",
+                  scales.size());
+  for (double scale : scales)
+    STD_TORCH_CHECK(scale > 0 && std::isfinite(scale), "scales must be positive; got ", scale);
+  constexpr int64_t most = 1 << 15;
+  STD_TORCH_CHECK(bins_y > 0 && bins_x > 0 && bins_y <= most && bins_x <= most, "the output must have 1 to ", most,
+                  " bins along each axis; got ", bins_y, " x ", bins_x);
+  STD_TORCH_CHECK(sampling_ratio >= 0 && sampling_ratio <= most, "sampling_ratio must be 0 (adaptive) to ", most,
+                  "; got ", sampling_ratio);
+  STD_TORCH_CHECK(rounding >= 0 && rounding <= 2, "rounding must be 0 (none), 1 (RoI) or 2 (RoI and bins); got ",
+                  rounding);
+  Rois rois{torch::stable::contiguous(boxes), num_images, {}, std::vector<float>(scales.begin(), scales.end())};
+  rois.options.bins_y = static_cast<int>(bins_y);
+  rois.options.bins_x = static_cast<int>(bins_x);
+  rois.options.sampling_ratio = static_cast<int>(sampling_ratio);
+  rois.options.aligned = aligned;
+  rois.options.rounding = static_cast<Rounding>(rounding);
+  rois.options.canonical_box_size = static_cast<float>(canonical_box_size);
+  rois.options.canonical_level = static_cast<int>(canonical_level);
+  rois.options.finest_level = static_cast<int>(std::lround(-std::log2(scales[0])));
+  rois.options.num_levels = static_cast<int>(scales.size());
+  return rois;
+}
+
+inline void check_features(const Tensors& features, const Floats& scales, const Tensor& boxes) {
+  STD_TORCH_CHECK(!features.empty() && features.size() == scales.size(), "features of ", features.size(),
+                  " levels, but scales of ", scales.size());
+  for (const Tensor& map : features) {
+    STD_TORCH_CHECK(map.dim() == 4, "features must have shape (N, C, H, W); got ", shape_of(map));
+    STD_TORCH_CHECK(map.size(0) == features[0].size(0) && map.size(1) == features[0].size(1),
+                    "features of all levels must agree in images and channels; got ", shape_of(features[0]), " and ",
+                    shape_of(map));
+    STD_TORCH_CHECK(map.size(2) > 0 && map.size(3) > 0 && map.size(2) < (1 << 30) && map.size(3) < (1 << 30),
+                    "features must have a cell or more; got ", shape_of(map));
+    STD_TORCH_CHECK(map.scalar_type() == features[0].scalar_type(), "features of all levels must have one dtype");
+    STD_TORCH_CHECK(map.device() == boxes.device(), "features and boxes must be on one device");
+  }
+}
+
+}  // namespace maskrcnn
