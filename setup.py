@@ -154,7 +154,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["projects_maskrcnn", "projects_maskrcnn.*"]),
-    ext_modules=[Extension("projects_maskrcnn.ops.native", sources=[])] if BUILD_OPS else [],
+    ext_modules=[Extension("projects_maskrcnn.ops.libmaskrcnn", sources=[])] if BUILD_OPS else [],
     cmdclass={"build_ext": BuildOps} | ({"bdist_wheel": Wheel} if BUILD_OPS else {}),
     setup_requires=[BUILD_TORCH] if BUILD_OPS and torch_folder() is None else [],
     install_requires=[

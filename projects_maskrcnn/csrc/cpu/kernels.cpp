@@ -9,12 +9,13 @@
 namespace maskrcnn::cpu::MASKRCNN_ISA {
 
 namespace {
+#include "nms_kernels.inl"
 #include "roi_kernels.inl"
-}
+}  // namespace
 
 const Kernels kernels{
-    MASKRCNN_STRING(MASKRCNN_ISA), roi_kernels<float>(),    roi_kernels<double>(),
-    roi_kernels<Half>(),           roi_kernels<BFloat16>(),
+    MASKRCNN_STRING(MASKRCNN_ISA), roi_kernels<float>(), roi_kernels<double>(), roi_kernels<Half>(),
+    roi_kernels<BFloat16>(),       any_iou_above<float>, any_iou_above<double>,
 };
 
 }  // namespace maskrcnn::cpu::MASKRCNN_ISA

@@ -85,8 +85,9 @@ struct RoiKernels {
                    const SparseRows<Real>& x, Real* out, int64_t out_stride);
   /// `out[channel][bin]`: the same for `channels` channels of a map whose columns lie together, from its own layout to
   /// bins that lie together. `scratch`: room for x.columns and for the bins and 8 numbers. Not for double.
+  /// `ahead`: the cells of the call to come, to be fetched meanwhile.
   void (*sum_columns)(const T* cells, int64_t channel_stride, int64_t row_stride, int channels,
-                      const SparseRows<Real>& y, const ColumnWeights& x, Real* scratch, T* out);
+                      const SparseRows<Real>& y, const ColumnWeights& x, const Patch<T>& ahead, Real* scratch, T* out);
   /// `best[bin][kBlock]`, `argmax[bin][kBlock]`: for each bin the greatest of its samples, and its number.
   void (*max_bins)(const Real* cells, int64_t row_stride, int64_t column_stride, const SampleRows<Real>& y,
                    const SampleRows<Real>& x, Real* best, int32_t* argmax);
@@ -97,15 +98,38 @@ struct RoiKernels {
                       const Real* y_weight, const SparseRows<Real>& x, Real* scratch, Real* cells);
 };
 
+/// A box of corners (x0, y0) and (x1, y1), with its area as NMS rounds it.
+template <class T>
+struct Box {
+  T x0, y0, x1, y1, area;
+};
+
+/// Boxes that NMS compares with at once.
+constexpr int kBoxBlock = 16;
+
+/// Boxes by coordinate, so that a vector holds many. One of zeros is no box: it overlaps nothing.
+template <class T>
+struct BoxBlock {
+  T x0[kBoxBlock], y0[kBoxBlock], x1[kBoxBlock], y1[kBoxBlock], area[kBoxBlock];
+};
+
+/// Whether the IoU of `box` with any box of `count` blocks is above the threshold.
+template <class T>
+using AnyIouAbove = bool (*)(const Box<T>& box, const BoxBlock<T>* blocks, int64_t count, T threshold);
+
 struct Kernels {
   const char* name;
   RoiKernels<float> of_float;
   RoiKernels<double> of_double;
   RoiKernels<Half> of_half;
   RoiKernels<BFloat16> of_bfloat16;
+  AnyIouAbove<float> any_iou_above_float;
+  AnyIouAbove<double> any_iou_above_double;
 
   template <class T>
   const RoiKernels<T>& roi() const;
+  template <class T>
+  AnyIouAbove<T> any_iou_above() const;
 };
 
 template <>
@@ -123,6 +147,15 @@ inline const RoiKernels<Half>& Kernels::roi() const {
 template <>
 inline const RoiKernels<BFloat16>& Kernels::roi() const {
   return of_bfloat16;
+}
+
+template <>
+inline AnyIouAbove<float> Kernels::any_iou_above() const {
+  return any_iou_above_float;
+}
+template <>
+inline AnyIouAbove<double> Kernels::any_iou_above() const {
+  return any_iou_above_double;
 }
 
 /// Those for this processor.

@@ -1,9 +1,285 @@
-#include "../ops.h"
+// Mask probabilities to bitmaps, and to COCO's run-length encoding without the bitmaps.
+//
+// A pixel's probability is interpolated between the four cells of the mask around its centre. Along a line of pixels
+// between the same cells it changes linearly, so the two ends of such a stretch mostly decide for all of its pixels.
+// Where they do not, and rounding might matter, each is computed just as torch's grid_sample does (on a processor with
+// fused multiply-add), so that the decisions are Detectron2's to the last pixel.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "../tensors.h"
+
 namespace maskrcnn::cpu {
+namespace {
+
+/// Neighbouring pixels along an axis that lie between the same two cells of the mask.
+struct Stretch {
+  int64_t begin, end;
+  int64_t cell;
+};
+
+/// Where the pixels along one axis of the image lie on the mask. It is framed by empty cells, two before and one after.
+class Axis {
+ public:
+  static constexpr int64_t kBefore = 2, kFrame = 3;
+
+  /// `start`, `end`: of the box, in pixels. `length`: of the image. `cells`: of the mask.
+  Axis(double start, double end, int64_t length, int64_t cells)
+      : begin_(pixel(std::floor(start) - 1, length)), end_(std::max(begin_, pixel(std::ceil(end) + 1, length))) {
+    float first = static_cast<float>(start), size = static_cast<float>(end) - first;
+    for (int64_t i = begin_; i < end_; i++) {
+      float unit = (static_cast<float>(i) + 0.5f - first) / size * 2 - 1;
+      if (!std::isfinite(unit)) unit = -2;  // off the mask
+      float at = std::fma(unit + 1, static_cast<float>(cells) / 2, -0.5f);
+      float low = std::floor(at);
+      int64_t cell = low >= -1 && low < cells ? static_cast<int64_t>(low) + kBefore : 0;
+      if (stretches_.empty() || stretches_.back().cell != cell) stretches_.push_back({i, i, cell});
+      stretches_.back().end = i + 1;
+      samples_.push_back({cell, 1 - (at - low), at - low});
+    }
+  }
+
+  /// A pixel between a cell and the next one, and the weights of the two.
+  struct Sample {
+    int64_t cell;
+    float low_weight, high_weight;
+  };
+
+  /// The image's pixels that the box may reach: others are not in the mask.
+  int64_t begin() const { return begin_; }
+  int64_t end() const { return end_; }
+  const Sample& operator[](int64_t i) const { return samples_[i - begin_]; }
+  const std::vector<Stretch>& stretches() const { return stretches_; }
+
+ private:
+  static int64_t pixel(double at, int64_t length) {
+    return at > 0 ? static_cast<int64_t>(std::min<double>(at, length)) : 0;  // NaN: 0
+  }
+
+  int64_t begin_, end_;
+  std::vector<Sample> samples_;
+  std::vector<Stretch> stretches_;
+};
+
+/// One mask to be pasted, by lines: columns of the image, or rows.
+class Paste {
+ public:
+  Paste(const float* mask, int64_t mask_height, int64_t mask_width, const double* box, int64_t height, int64_t width,
+        bool by_columns)
+      : x_(box[0], box[2], width, mask_width),
+        y_(box[1], box[3], height, mask_height),
+        x_stride_(by_columns ? mask_height + Axis::kFrame : 1),
+        y_stride_(by_columns ? 1 : mask_width + Axis::kFrame),
+        by_columns_(by_columns),
+        cells_((mask_height + Axis::kFrame) * (mask_width + Axis::kFrame)),
+        along_line_((by_columns ? mask_height : mask_width) + Axis::kFrame) {
+    float greatest = 0;
+    for (int64_t y = 0; y < mask_height; y++)
+      for (int64_t x = 0; x < mask_width; x++) {
+        float p = mask[y * mask_width + x];
+        cells_[(y + Axis::kBefore) * y_stride_ + (x + Axis::kBefore) * x_stride_] = p;
+        if (!(std::fabs(p) <= greatest)) greatest = std::isfinite(p) ? std::fabs(p) : kInfinity;
+      }
+    // Two ways to interpolate differ by less than 16 roundings of the greatest term, each by 2 ** -24 at most.
+    doubt_ = greatest * 0x1p-19f + std::numeric_limits<float>::min();
+  }
+
+  const Axis& lines() const { return by_columns_ ? x_ : y_; }
+  const Axis& along() const { return by_columns_ ? y_ : x_; }
+
+  /// As grid_sample rounds it.
+  float probability(int64_t y, int64_t x) const {
+    const Axis::Sample &sample_y = y_[y], &sample_x = x_[x];
+    const float* cell = &cells_[sample_y.cell * y_stride_ + sample_x.cell * x_stride_];
+    float sum = cell[0] * (sample_x.low_weight * sample_y.low_weight);
+    sum = std::fma(cell[x_stride_], sample_x.high_weight * sample_y.low_weight, sum);
+    sum = std::fma(cell[y_stride_], sample_x.low_weight * sample_y.high_weight, sum);
+    return std::fma(cell[y_stride_ + x_stride_], sample_x.high_weight * sample_y.high_weight, sum);
+  }
+
+  /// Calls `run(begin, end)` for pixels of a line that belong to the mask, in order; runs may touch.
+  template <class Run>
+  void runs(int64_t line, float threshold, Run run) {
+    const Axis::Sample& across = lines()[line];
+    int64_t stride = along_line_.size();
+    const float *low = &cells_[across.cell * stride], *high = low + stride;
+    for (int64_t i = 0; i < stride; i++) along_line_[i] = across.low_weight * low[i] + across.high_weight * high[i];
+    float surely = threshold + doubt_, surely_not = threshold - doubt_;
+    for (const Stretch& stretch : along().stretches()) {
+      float first = along_line_[stretch.cell], last = along_line_[stretch.cell + 1];
+      if (first < surely_not && last < surely_not) continue;
+      if (first >= surely && last >= surely) {
+        run(stretch.begin, stretch.end);
+        continue;
+      }
+      for (int64_t i = stretch.begin; i < stretch.end; i++) {
+        const Axis::Sample& sample = along()[i];
+        float about = sample.low_weight * first + sample.high_weight * last;
+        if (about < surely_not) continue;
+        if (about >= surely || (by_columns_ ? probability(i, line) : probability(line, i)) >= threshold) run(i, i + 1);
+      }
+    }
+  }
+
+ private:
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+  Axis x_, y_;
+  int64_t x_stride_, y_stride_;
+  bool by_columns_;
+  std::vector<float> cells_;       // of the mask in its frame, each line of them contiguous
+  std::vector<float> along_line_;  // cells interpolated at one line of pixels
+  float doubt_;
+};
+
+/// COCO's compressed run-length encoding, as it is written: the lengths of alternating runs off and on the mask, from
+/// off. Each, from the fourth on, is given as its difference from the one two before; then five bits at a time, least
+/// first, in characters from '0' on, where the sixth bit says that there are more to come.
+class RleWriter {
+ public:
+  /// The next pixels of the mask. They may follow straight upon the last.
+  void on(int64_t begin, int64_t end) {
+    if (begin == end_) {
+      end_ = end;
+      return;
+    }
+    flush();
+    begin_ = begin;
+    end_ = end;
+  }
+
+  /// The string, of an image with so many pixels.
+  std::string finish(int64_t pixels) {
+    flush();
+    if (pixels > written_ || count_ == 0) write(pixels - written_);
+    return std::move(text_);
+  }
+
+ private:
+  void flush() {
+    if (begin_ == end_) return;
+    write(begin_ - written_);
+    write(end_ - begin_);
+  }
+
+  void write(int64_t length) {
+    written_ += length;
+    int64_t rest = count_ > 2 ? length - two_before_ : length;
+    two_before_ = before_;
+    before_ = length;
+    count_++;
+    bool more = true;
+    while (more) {
+      int64_t bits = rest & 31;
+      rest >>= 5;
+      more = rest != (bits & 16 ? -1 : 0);  // the last one's top bit is the sign
+      text_.push_back(static_cast<char>('0' + (more ? bits | 32 : bits)));
+    }
+  }
+
+  int64_t begin_ = 0, end_ = 0;  // the last run, which may yet grow
+  int64_t written_ = 0;          // pixels
+  int64_t count_ = 0, before_ = 0, two_before_ = 0;
+  std::string text_;
+};
+
+/// Masks and boxes in the layout and precision that we compute with.
+struct Masks {
+  Tensor values, boxes;
+  int64_t count, mask_height, mask_width, height, width;
+
+  Paste paste(int64_t i, bool by_columns) const {
+    return Paste(values.const_data_ptr<float>() + i * mask_height * mask_width, mask_height, mask_width,
+                 boxes.const_data_ptr<double>() + 4 * i, height, width, by_columns);
+  }
+};
+
+bool is_floating(const Tensor& tensor) {
+  ScalarType type = tensor.scalar_type();
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+Masks check_masks(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width) {
+  STD_TORCH_CHECK(masks.dim() == 3, "masks must have shape (N, h, w); got ", shape_of(masks));
+  STD_TORCH_CHECK(masks.size(0) == 0 || masks.numel() > 0, "masks must have a cell or more; got ", shape_of(masks));
+  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && boxes.size(0) == masks.size(0), "boxes must have shape (",
+                  masks.size(0), ", 4), one for each mask; got ", shape_of(boxes));
+  STD_TORCH_CHECK(is_floating(masks), "masks must be float64, float32, float16 or bfloat16");
+  STD_TORCH_CHECK(is_floating(boxes), "boxes must be float64, float32, float16 or bfloat16");
+  STD_TORCH_CHECK(masks.is_cpu() && boxes.is_cpu(), "masks and boxes must be on one device");
+  constexpr int64_t most = int64_t{1} << 31;
+  STD_TORCH_CHECK(height >= 0 && width >= 0 && height < most && width < most,
+                  "the image's height and width must be from 0 to 2 ** 31 - 1; got ", height, " x ", width);
+  using torch::stable::contiguous, torch::stable::to;
+  return {contiguous(to(masks, ScalarType::Float)),
+          contiguous(to(boxes, ScalarType::Double)),
+          masks.size(0),
+          masks.size(1),
+          masks.size(2),
+          height,
+          width};
+}
+
+/// Rounded down. Numbers that no byte holds wrap around, as in torch; NaN is zero.
+uint8_t to_byte(float value) {
+  return std::fabs(value) < 0x1p62f ? static_cast<uint8_t>(static_cast<int64_t>(value)) : 0;
+}
+
+}  // namespace
+
 Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold) {
-  STD_TORCH_CHECK(false, "to be written");
+  Masks checked = check_masks(masks, boxes, height, width);
+  bool decide = threshold >= 0;
+  Tensor pasted = torch::stable::empty({checked.count, height, width}, decide ? ScalarType::Bool : ScalarType::Byte);
+  auto* pixels = static_cast<uint8_t*>(pasted.mutable_data_ptr());
+  torch::stable::parallel_for(0, checked.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      uint8_t* canvas = pixels + i * height * width;
+      std::memset(canvas, 0, height * width);
+      Paste paste = checked.paste(i, /*by_columns=*/false);
+      for (int64_t y = paste.lines().begin(); y < paste.lines().end(); y++) {
+        uint8_t* row = canvas + y * width;
+        if (decide) {
+          paste.runs(y, static_cast<float>(threshold),
+                     [row](int64_t begin, int64_t end) { std::memset(row + begin, 1, end - begin); });
+        } else {
+          for (int64_t x = paste.along().begin(); x < paste.along().end(); x++)
+            row[x] = to_byte(paste.probability(y, x) * 255);
+        }
+      }
+    }
+  });
+  return pasted;
 }
+
 std::tuple<Tensor, Tensor> masks_to_rle(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold) {
-  STD_TORCH_CHECK(false, "to be written");
+  Masks checked = check_masks(masks, boxes, height, width);
+  STD_TORCH_CHECK(threshold >= 0, "threshold must not be negative; got ", threshold);
+  STD_TORCH_CHECK(height * width < int64_t{1} << 32, "COCO's encoding holds images of less than 2 ** 32 pixels; got ",
+                  height, " x ", width);
+  std::vector<std::string> texts(checked.count);
+  torch::stable::parallel_for(0, checked.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      Paste paste = checked.paste(i, /*by_columns=*/true);
+      RleWriter writer;
+      for (int64_t x = paste.lines().begin(); x < paste.lines().end(); x++)
+        paste.runs(x, static_cast<float>(threshold),
+                   [&](int64_t begin, int64_t end) { writer.on(x * height + begin, x * height + end); });
+      texts[i] = writer.finish(height * width);
+    }
+  });
+  Tensor offsets = torch::stable::empty({checked.count + 1}, ScalarType::Long);
+  auto* offset = offsets.mutable_data_ptr<int64_t>();
+  offset[0] = 0;
+  for (int64_t i = 0; i < checked.count; i++) offset[i + 1] = offset[i] + static_cast<int64_t>(texts[i].size());
+  Tensor bytes = torch::stable::empty({offset[checked.count]}, ScalarType::Byte);
+  for (int64_t i = 0; i < checked.count; i++)
+    std::copy(texts[i].begin(), texts[i].end(), bytes.mutable_data_ptr<uint8_t>() + offset[i]);
+  return {bytes, offsets};
 }
+
 }  // namespace maskrcnn::cpu

@@ -356,16 +356,24 @@ std::vector<int64_t> average_of_columns(const std::vector<Map<const T>>& maps, c
       std::vector<float> scratch;
       for (int64_t item; (item = next()) < items;) {
         const int64_t channel = item % blocks * kChannels, first = item / blocks * kRois;
-        for (int64_t i = first; i < std::min(count, first + kRois); i++) {
+        const int64_t last = std::min(count, first + kRois);
+        const int in_block = static_cast<int>(std::min(kChannels, channels - channel));
+        const auto patch_of = [&](int64_t i) -> Patch<T> {
+          const Roi& roi = list[order[begin + i]];
+          const Map<const T>& map = maps[roi.level];
+          const T* corner = map.data + roi.image * map.image_stride + channel * map.channel_stride +
+                            y[i].low * map.row_stride + x[i].low;
+          return {corner, map.channel_stride, map.row_stride, 1, y[i].cells, x[i].columns, 0, nullptr};
+        };
+        for (int64_t i = first; i < last; i++) {
           if (!fits[i]) continue;
+          const Patch<T> cells = patch_of(i);
+          const Patch<T> ahead = i + 1 < last && fits[i + 1] ? patch_of(i + 1) : Patch<T>{};
           const int64_t r = order[begin + i];
-          const Map<const T>& map = maps[list[r].level];
           scratch.resize(std::max<size_t>(scratch.size(), x[i].columns + bins + 8));
-          kernels().roi<T>().sum_columns(
-              map.data + list[r].image * map.image_stride + channel * map.channel_stride + y[i].low * map.row_stride +
-                  x[i].low,
-              map.channel_stride, map.row_stride, static_cast<int>(std::min(kChannels, channels - channel)),
-              y[i].view(), x[i].view(), scratch.data(), out.data + r * out.image_stride + channel * out.channel_stride);
+          kernels().roi<T>().sum_columns(cells.data, cells.channel_stride, cells.row_stride, in_block, y[i].view(),
+                                         x[i].view(), ahead, scratch.data(),
+                                         out.data + r * out.image_stride + channel * out.channel_stride);
         }
       }
     });

@@ -173,11 +173,16 @@ void sum_bins(const Real* cells, int64_t row_stride, int64_t column_stride, int 
 
 template <class T>
 void sum_columns(const T* cells, int64_t channel_stride, int64_t row_stride, int channels, const SparseRows<float>& y,
-                 const ColumnWeights& x, float* scratch, T* out) {
+                 const ColumnWeights& x, const Patch<T>& ahead, float* scratch, T* out) {
   float* line = scratch;               // the rows of a bin, added up
   float* plane = scratch + x.columns;  // the bins of a channel; eight are stored at once
   const int bins_x = x.sparse.rows, bins = y.rows * bins_x;
   for (int channel = 0; channel < channels; channel++, cells += channel_stride, out += bins) {
+    for (int row = 0; row < ahead.rows; row++) {
+      const T* next = ahead.data + channel * ahead.channel_stride + row * ahead.row_stride;
+      for (int column = 0; column < ahead.columns; column += 64 / sizeof(T)) __builtin_prefetch(next + column);
+      __builtin_prefetch(next + ahead.columns - 1);
+    }
     for (int by = 0; by < y.rows; by++) {
       Eight zeros = {};
       for (int column = 0; column < x.columns; column += 8) {

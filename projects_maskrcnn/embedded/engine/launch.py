@@ -1,8 +1,12 @@
 """Several processes on one or several machines. Stands for `detectron2.engine.launch`."""
 
-import socket
+import atexit
+import os
+import sys
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +16,6 @@ import torch.multiprocessing as mp
 from ..utils import comm
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
 
 
 def launch(
@@ -50,16 +48,17 @@ def launch(
         raise ValueError(
             f"{num_gpus_per_machine} GPUs asked for (--num-gpus), but this machine has {torch.cuda.device_count()}"
         )
-    if dist_url in (None, "auto"):
-        if num_machines > 1:
-            raise ValueError("--dist-url auto works on one machine; give the address of machine 0, tcp://HOST:PORT")
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    mp.start_processes(
-        _worker,
-        nprocs=num_gpus_per_machine,
-        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout),
-        start_method="spawn",
-    )
+    if dist_url in (None, "auto") and num_machines > 1:
+        raise ValueError("--dist-url auto works on one machine; give the address of machine 0, tcp://HOST:PORT")
+    with tempfile.TemporaryDirectory() as folder:
+        if dist_url in (None, "auto"):  # a file cannot be in use by another, as a port can
+            dist_url = Path(folder, "store").as_uri()
+        mp.start_processes(
+            _worker,
+            nprocs=num_gpus_per_machine,
+            args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout),
+            start_method="spawn",
+        )
     return None
 
 
@@ -92,3 +91,9 @@ def _worker(
     # others depend on the one where they meet.
     comm.synchronize()
     dist.destroy_process_group()
+    # Without Python's own shutdown: it ends the groups' threads where they are, and one that is just letting go of a
+    # tensor then aborts the process.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

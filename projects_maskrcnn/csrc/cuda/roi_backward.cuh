@@ -1,0 +1,302 @@
+// Gradients of the RoI operators: each cell gathers from the RoIs that touch it.
+//
+// A block owns a tile of a gradient map. It goes through the RoIs in order, lists those that touch the tile, tabulates
+// the weights of their bins in the tile's rows and columns, and sums in registers. So each cell is written once, in its
+// own type, by one thread: no atomics, no map of zeros to begin with, and the same bits in every run.
+#pragma once
+
+#include "roi.cuh"
+#include "roi_average.cuh"
+
+namespace maskrcnn::cuda {
+
+constexpr int kTileRows = 4;
+constexpr int kTileColumns = 8;
+constexpr int kRoiBatch = 8;  // RoIs that are tabulated at a time
+static_assert(kTileRows * kTileColumns == kWarp, "a lane is a cell");
+
+/// Level, image and range of cells that an RoI can have an effect on.
+struct Extent {
+  int level, image;
+  int first_y, last_y, first_x, last_x;
+};
+
+/// The cells of one axis that samples can touch. A cell too many does no harm.
+__device__ __forceinline__ void set_extent(const Axis<float>& axis, int& first, int& last) {
+  const float end = axis.start + axis.bin * static_cast<float>(axis.bins);
+  const float margin = 2 + 1e-6f * fmaxf(fabsf(axis.start), fabsf(end));  // for neighbours and rounding
+  const float most = static_cast<float>(axis.length - 1);
+  const float from = fminf(axis.start, end) - margin, to = fmaxf(axis.start, end) + margin;
+  const bool none = !(axis.count > 0) || to < 0 || from > most;
+  first = none ? 0 : static_cast<int>(fmaxf(from, 0));
+  last = none ? -1 : static_cast<int>(fminf(to, most));
+}
+
+/// A thread takes an RoI.
+__global__ void __launch_bounds__(kThreads)
+    roi_extents(const __grid_constant__ Maps maps, const __grid_constant__ LaunchRois rois,
+                const __grid_constant__ Options options, Extent* __restrict__ extents) {
+  const int64_t index = rois.first + static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (index >= rois.end) return;
+  const Roi<float> roi(rois, maps, options, static_cast<int>(index));
+  Extent extent{roi.level, roi.image, 0, 0, 0, 0};
+  set_extent(roi.y, extent.first_y, extent.last_y);
+  set_extent(roi.x, extent.first_x, extent.last_x);
+  extents[index] = extent;
+}
+
+/// How the maps of one image are cut into tiles, numbered from the first level on.
+struct Tiles {
+  int first[kMaxLevels + 1];  // of each level; then the number of all
+  int columns[kMaxLevels];    // tiles in a row
+};
+
+/// The tile of a block, and where its first cell is.
+struct Tile {
+  int level, image, y, x;
+
+  /// Blocks take the tiles of the launch's first image, then those of the next.
+  __device__ __forceinline__ Tile(const Tiles& tiles, const LaunchRois& rois, int levels, int block) {
+    const int per_image = tiles.first[levels];
+    image = rois.first_image + block / per_image;
+    int index = block % per_image;
+    level = 0;
+    while (index >= tiles.first[level + 1]) ++level;
+    index -= tiles.first[level];
+    y = index / tiles.columns[level] * kTileRows;
+    x = index % tiles.columns[level] * kTileColumns;
+  }
+
+  __device__ __forceinline__ bool touched_by(const Extent& extent) const {
+    return extent.level == level && extent.image == image && extent.first_y < y + kTileRows && extent.last_y >= y &&
+           extent.first_x < x + kTileColumns && extent.last_x >= x;
+  }
+};
+
+/// What the bins of one RoI, along one axis, weigh in the cells of a tile.
+template <class Real, int kTileCells>
+struct TileWeights {
+  Real weight[kTileCells][kBins + 1];       // an odd pitch, so that cells lie in different banks
+  int first[kTileCells], last[kTileCells];  // the bins that weigh anything in a cell lie between these
+
+  /// One thread fills in the bin `p`, in column `bin` of the table.
+  __device__ __forceinline__ void fill(const Axis<Real>& axis, int p, int bin, int first_cell) {
+    for (int i = 0; i < kTileCells; ++i) weight[i][bin] = 0;
+    if (p >= axis.bins) return;
+    Real first_sample;
+    const int samples = axis.samples(p, first_sample);
+    const Real share = share_of_sample(axis, samples);
+    for (int i = 0; i < samples; ++i) {
+      Sample<Real> sample;
+      if (!axis.at(p, first_sample + static_cast<Real>(i), sample)) continue;
+      const int low = sample.low - first_cell, high = sample.high - first_cell;
+      if (low >= 0 && low < kTileCells) weight[low][bin] += (1 - sample.fraction) * share;
+      if (high >= 0 && high < kTileCells) weight[high][bin] += sample.fraction * share;
+    }
+  }
+
+  /// One thread finds the bins of a cell.
+  __device__ __forceinline__ void find_bins(int cell) {
+    first[cell] = 0;
+    last[cell] = -1;
+    for (int bin = kBins - 1; bin >= 0; --bin) {
+      if (weight[cell][bin] == 0) continue;
+      first[cell] = bin;
+      if (last[cell] < 0) last[cell] = bin;
+    }
+  }
+};
+
+template <class Real>
+struct TileShared {
+  int warp_hits[kWarps];
+  int hit[kThreads];
+  TileWeights<Real, kTileRows> y[kRoiBatch];
+  TileWeights<Real, kTileColumns> x[kRoiBatch];
+};
+
+/// Lists the RoIs from `start` on, a block's worth of them, that touch the tile, in their order. Returns their number.
+template <class Real>
+__device__ __forceinline__ int list_hits(TileShared<Real>& shared, const Tile& tile, const Extent* extents, int start,
+                                         int end) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int index = start + threadIdx.x;
+  const bool hit = index < end && tile.touched_by(extents[index]);
+  const unsigned hits = __ballot_sync(~0u, hit);
+  if (lane == 0) shared.warp_hits[warp] = __popc(hits);
+  __syncthreads();
+  int before = __popc(hits & ((1u << lane) - 1)), total = 0;
+  for (int i = 0; i < kWarps; ++i) {
+    if (i < warp) before += shared.warp_hits[i];
+    total += shared.warp_hits[i];
+  }
+  if (hit) shared.hit[before] = index;
+  __syncthreads();
+  return total;
+}
+
+/// Calls visit(roi, its weights along y, along x, first bin along y, along x) for each RoI that touches the tile, with
+/// all threads of the block, in the RoIs' order; repeatedly, where an RoI has more bins than the table.
+template <class Real, class Visit>
+__device__ __forceinline__ void visit_rois(TileShared<Real>& shared, const Tile& tile, const Maps& maps,
+                                           const LaunchRois& rois, const Options& options, const Extent* extents,
+                                           Visit visit) {
+  const int end = rois.end_of(tile.image);
+  for (int start = rois.begin_of(tile.image); start < end; start += kThreads) {
+    const int hits = list_hits(shared, tile, extents, start, end);
+    for (int first_hit = 0; first_hit < hits; first_hit += kRoiBatch) {
+      const int batch = min(kRoiBatch, hits - first_hit);
+      for (int first_y = 0; first_y < options.bins_y; first_y += kBins) {
+        for (int first_x = 0; first_x < options.bins_x; first_x += kBins) {
+          for (int i = threadIdx.x; i < batch * 2 * kBins; i += kThreads) {
+            const int slot = i / (2 * kBins), bin = i % kBins;
+            const Roi<Real> roi(rois, maps, options, shared.hit[first_hit + slot]);
+            if (i / kBins % 2 == 0) {
+              shared.y[slot].fill(roi.y, first_y + bin, bin, tile.y);
+            } else {
+              shared.x[slot].fill(roi.x, first_x + bin, bin, tile.x);
+            }
+          }
+          __syncthreads();
+          for (int i = threadIdx.x; i < batch * (kTileRows + kTileColumns); i += kThreads) {
+            const int slot = i / (kTileRows + kTileColumns), cell = i % (kTileRows + kTileColumns);
+            if (cell < kTileRows) {
+              shared.y[slot].find_bins(cell);
+            } else {
+              shared.x[slot].find_bins(cell - kTileRows);
+            }
+          }
+          __syncthreads();
+          for (int slot = 0; slot < batch; ++slot) {
+            visit(shared.hit[first_hit + slot], shared.y[slot], shared.x[slot], first_y, first_x);
+          }
+          __syncthreads();  // before the table is written anew
+        }
+      }
+    }
+  }
+}
+
+/// Gradient of the mean, for channels that lie side by side, in packs: maps and `grad` (R, bins_y, bins_x, channels),
+/// aligned to 16 bytes. A block takes a tile (blockIdx.x) and a chunk of channels (blockIdx.y); a warp takes four cells
+/// of a row, so that a gradient once loaded serves them all; a lane takes a pack of channels.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
+    roi_average_backward_packed(const __grid_constant__ Maps maps, const __grid_constant__ LaunchRois rois,
+                                const __grid_constant__ Options options, const __grid_constant__ Tiles tiles,
+                                const Extent* __restrict__ extents, const T* __restrict__ grad, int channels) {
+  constexpr int kSize = Pack<T>::kSize;
+  constexpr int kCellsPerWarp = kWarp / kWarps;
+  const Tile tile(tiles, rois, options.num_levels, blockIdx.x);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int row = warp * kCellsPerWarp / kTileColumns, column = warp * kCellsPerWarp % kTileColumns;
+  const int channel = (blockIdx.y * kWarp + lane) * kSize;
+  const int64_t bins = static_cast<int64_t>(options.bins_y) * options.bins_x;
+  Real<T> sum[kCellsPerWarp][kSize] = {};
+
+  visit_rois(shared_memory<TileShared<Real<T>>>(), tile, maps, rois, options, extents,
+             [&](int roi, const auto& y, const auto& x, int first_y, int first_x) {
+               if (channel >= channels) return;
+               int first = x.first[column], last = x.last[column];
+               for (int i = 1; i < kCellsPerWarp; ++i) {
+                 if (x.last[column + i] < 0) continue;
+                 first = last < 0 ? x.first[column + i] : min(first, x.first[column + i]);
+                 last = max(last, x.last[column + i]);
+               }
+               for (int j = y.first[row]; j <= y.last[row]; ++j) {
+                 const int64_t bin = static_cast<int64_t>(first_y + j) * options.bins_x + first_x;
+                 const T* line = grad + (roi * bins + bin) * channels + channel;
+                 for (int k = first; k <= last; ++k) {
+                   const Pack<T> pack = Pack<T>::load(line + static_cast<int64_t>(k) * channels);
+#pragma unroll
+                   for (int i = 0; i < kCellsPerWarp; ++i) {
+                     const Real<T> weight = y.weight[row][j] * x.weight[column + i][k];
+                     if (weight != 0) pack.add_to(sum[i], weight);
+                   }
+                 }
+               }
+             });
+
+  const Map& map = maps.level[tile.level];
+  if (channel >= channels || tile.y + row >= map.height) return;
+  T* cells = static_cast<T*>(map.data) + tile.image * map.image_stride + (tile.y + row) * map.row_stride + channel;
+#pragma unroll
+  for (int i = 0; i < kCellsPerWarp; ++i) {
+    const int x = tile.x + column + i;
+    if (x < map.width) Pack<T>::of(sum[i]).store(cells + x * map.column_stride);
+  }
+}
+
+/// What sample `number` of bin `p`, of `samples` that begin with `first`, weighs in a cell.
+template <class Real>
+__device__ __forceinline__ Real weight_of_sample(const Axis<Real>& axis, int p, Real number, int cell) {
+  Sample<Real> sample;
+  if (!axis.at(p, number, sample)) return 0;
+  return (sample.low == cell ? 1 - sample.fraction : Real(0)) + (sample.high == cell ? sample.fraction : Real(0));
+}
+
+/// Gradient of the mean, or of the maximum, in any layout. The strides of `grad` and `argmax` are the `grad_map`'s,
+/// with RoIs for images and bins for cells. A block takes a tile and kChannels channels of each warp; a lane takes a
+/// cell.
+template <class T, bool kMaximum, int kChannels>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
+    roi_backward_scalar(const __grid_constant__ Maps maps, const __grid_constant__ LaunchRois rois,
+                        const __grid_constant__ Options options, const __grid_constant__ Tiles tiles,
+                        const __grid_constant__ Map grad_map, const Extent* __restrict__ extents,
+                        const int* __restrict__ argmax, int channels) {
+  const Tile tile(tiles, rois, options.num_levels, blockIdx.x);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int row = lane / kTileColumns, column = lane % kTileColumns;
+  const int first_channel = (blockIdx.y * kWarps + warp) * kChannels;
+  const int my_channels = min(kChannels, channels - first_channel);
+  const T* grad = static_cast<const T*>(grad_map.data) + first_channel * grad_map.channel_stride;
+  Real<T> sum[kChannels] = {};
+
+  visit_rois(shared_memory<TileShared<Real<T>>>(), tile, maps, rois, options, extents,
+             [&](int index, const auto& y, const auto& x, int first_y, int first_x) {
+               for (int j = y.first[row]; j <= y.last[row]; ++j) {
+                 for (int k = x.first[column]; k <= x.last[column]; ++k) {
+                   const Real<T> weight_y = y.weight[row][j], weight_x = x.weight[column][k];
+                   if (weight_y == 0 || weight_x == 0) continue;
+                   const int bin_y = first_y + j, bin_x = first_x + k;
+                   const int64_t at =
+                       index * grad_map.image_stride + bin_y * grad_map.row_stride + bin_x * grad_map.column_stride;
+                   if constexpr (kMaximum) {
+                     const Roi<Real<T>> roi(rois, maps, options, index);
+                     Real<T> sample_y, sample_x;
+                     roi.y.samples(bin_y, sample_y);
+                     const int samples_x = roi.x.samples(bin_x, sample_x);
+#pragma unroll
+                     for (int i = 0; i < kChannels; ++i) {
+                       if (i >= my_channels) break;
+                       const int64_t from = at + i * grad_map.channel_stride;
+                       const int sample = argmax[first_channel * grad_map.channel_stride + from];
+                       if (sample < 0) continue;
+                       const Real<T> number_y = sample_y + static_cast<Real<T>>(sample / samples_x);
+                       const Real<T> number_x = sample_x + static_cast<Real<T>>(sample % samples_x);
+                       const Real<T> share = weight_of_sample(roi.y, bin_y, number_y, tile.y + row) *
+                                             weight_of_sample(roi.x, bin_x, number_x, tile.x + column);
+                       if (share != 0) sum[i] += share * static_cast<Real<T>>(grad[from]);
+                     }
+                   } else {
+                     const T* from = grad + at;
+#pragma unroll
+                     for (int i = 0; i < kChannels; ++i, from += grad_map.channel_stride) {
+                       if (i < my_channels) sum[i] += weight_y * weight_x * static_cast<Real<T>>(*from);
+                     }
+                   }
+                 }
+               }
+             });
+
+  const Map& map = maps.level[tile.level];
+  if (tile.y + row >= map.height || tile.x + column >= map.width) return;
+  T* cell = static_cast<T*>(map.data) + tile.image * map.image_stride + first_channel * map.channel_stride +
+            (tile.y + row) * map.row_stride + (tile.x + column) * map.column_stride;
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i) {
+    if (i < my_channels) cell[i * map.channel_stride] = static_cast<T>(sum[i]);
+  }
+}
+
+}  // namespace maskrcnn::cuda
