@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+from projects_maskrcnn.ops import native as native_operators
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,3 +24,21 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder} (MASKRCNN_SHARED names another place)")
     return folder
+
+
+@pytest.fixture
+def native():
+    """The compiled operators, `torch.ops.maskrcnn`, or a skip."""
+    if "cpu" not in native_operators.DEVICES:
+        pytest.skip("the native operators are not built")
+    return torch.ops.maskrcnn
+
+
+@pytest.fixture(params=["native", "reference"])
+def implementation(request, monkeypatch) -> str:
+    """What serves the functions of `projects_maskrcnn.ops` in this test."""
+    if request.param == "native":
+        request.getfixturevalue("native")
+    else:
+        monkeypatch.setattr(native_operators, "DEVICES", frozenset())
+    return request.param

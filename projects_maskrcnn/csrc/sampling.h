@@ -88,13 +88,14 @@ struct Axis {
     }
     start = add(first, -offset);
     Real size = add(add(last, -offset), -start);
+    const bool finite = isfinite(start) && isfinite(size);
     if (whole_cells) size = add(size, Real(1));
     if (!options.aligned || options.rounding != Rounding::none) size = fmax(size, Real(1));
     bin = size / static_cast<Real>(bins);
     count = options.sampling_ratio > 0 ? static_cast<Real>(options.sampling_ratio) : ceil(bin);
     const int most_on_map = 2 * length + 8;  // adaptive samples are more than half a cell apart
     limit = options.sampling_ratio > most_on_map ? options.sampling_ratio : most_on_map;
-    if (!isfinite(start) || !isfinite(size)) count = 0;
+    if (!finite) count = 0;
   }
 
   /// Number of samples of bin `p` to look at, the first of them being `first`.

@@ -3,17 +3,28 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..framework import Boxes, CfgNode, ShapeSpec
-from ..ops import multilevel_roi_align
+from ..ops import roi_align, roi_pool, roi_warp
+
+
+def _roi_pool(features: list[Tensor], boxes: list[Tensor], *args: Any, sampling_ratio: int, **kwargs: Any) -> Tensor:
+    """`roi_pool`, which samples every cell whatever the sampling ratio."""
+    return roi_pool(features, boxes, *args, **kwargs)
+
 
 ROI_LAYERS: dict[str, Callable[..., Tensor]] = {
-    "ROIAlignV2": partial(multilevel_roi_align, aligned=True),
-    "ROIAlign": partial(multilevel_roi_align, aligned=False),
+    "ROIAlignV2": partial(roi_align, aligned=True),
+    "ROIAlign": partial(roi_align, aligned=False),
+    "ROIAlignMax": partial(roi_align, mode="max"),
+    "ROIWarp": roi_warp,
+    "ROIWarpMax": partial(roi_warp, mode="max"),
+    "ROIPool": _roi_pool,
 }
-"""What `POOLER_TYPE` may name: functions with the arguments of `multilevel_roi_align`. Add your own."""
+"""What `POOLER_TYPE` may name: functions with the arguments of `roi_align`. Add your own."""
 
 
 class RoIPooler(nn.Module):
@@ -76,7 +87,7 @@ class RoIPooler(nn.Module):
             [boxes.tensor for boxes in box_lists],
             self.output_size,
             self.scales,
-            self.sampling_ratio,
+            sampling_ratio=self.sampling_ratio,
             canonical_box_size=self.canonical_box_size,
             canonical_level=self.canonical_level,
         )

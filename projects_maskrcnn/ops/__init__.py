@@ -1,3 +1,5 @@
 """RoI operations, independent of any framework: boxes and maps in, tensors out."""
 
-from .reference import batched_nms, multilevel_roi_align, nms, paste_masks, roi_align
+from .masks import masks_to_rle, paste_masks
+from .nms import batched_nms, nms
+from .roi import roi_align, roi_pool, roi_warp

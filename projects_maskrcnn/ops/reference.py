@@ -1,4 +1,6 @@
-"""The operations in plain PyTorch: what every faster implementation must agree with.
+"""The operators in plain PyTorch: what the compiled ones must agree with, and what serves where they are not built.
+
+The functions have the names and arguments of `torch.ops.maskrcnn`; the faces beside this file explain them.
 
 RoIAlign (paper, section 3) averages bilinear samples in each bin of an RoI. A bilinear sample is the product of a
 weight along y and one along x, and so is the average over a bin's grid of samples. So a bin is a sum over a small
@@ -8,151 +10,213 @@ number of feature maps at once.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROUND_NOTHING, ROUND_ROI, ROUND_BINS = 0, 1, 2
+"""What is rounded to whole cells: nothing in RoIAlign, the RoI in RoIWarp, RoI and bins in RoIPool."""
+
 NMS_BLOCK = 128
 """Boxes that `nms` decides on together. It changes nothing but the time."""
 
 
-def roi_align(
-    x: Tensor,
-    rois: Tensor,
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = 0,
-    aligned: bool = True,
-) -> Tensor:
-    """Average features over the bins of each RoI, without rounding a coordinate.
-
-    Args:
-        x: (N, C, H, W) feature map of any floating dtype; half precision is summed in float32.
-        rois: (R, 5) of image index and corners x0, y0, x1, y1, in pixels of the image that `x` is `spatial_scale` of.
-        output_size: (height, width) of the output in bins, or one number for both.
-        sampling_ratio: samples per bin along each axis; 0 takes as many as the bin has cells, rounded up.
-        aligned: pixel centres lie at half coordinates (Detectron2's ROIAlignV2). Otherwise at whole ones, and an RoI is
-            at least one cell wide and high (ROIAlign).
-
-    Returns:
-        (R, C, height, width) in the dtype of `x`. Samples more than a cell outside the map count as zero, so does every
-        sample of an RoI with a coordinate that is not finite. Differentiable in `x`, deterministically.
-
-    Raises:
-        ValueError: shapes are wrong or an image index is out of range.
-    """
-    if rois.dim() != 2 or rois.shape[1] != 5:
-        raise ValueError(f"rois must have shape (R, 5) of image index, x0, y0, x1, y1; got {tuple(rois.shape)}")
-    image = rois[:, 0].long()
-    level = torch.zeros_like(image)
-    return _pool([x], [spatial_scale], image, level, rois[:, 1:], output_size, sampling_ratio, aligned)
-
-
-def multilevel_roi_align(
+def roi_average(
     features: Sequence[Tensor],
-    boxes: Sequence[Tensor],
-    output_size: int | tuple[int, int],
-    spatial_scales: Sequence[float],
-    sampling_ratio: int = 0,
-    aligned: bool = True,
-    canonical_box_size: int = 224,
-    canonical_level: int = 4,
-) -> Tensor:
-    """RoIAlign of each box on the level of a feature pyramid that fits its size (FPN paper, equation 1).
-
-    Args:
-        features: maps (N, C, H_l, W_l), finest first; the scale of level l is 2 ** -l of the image's.
-        boxes: for each of the N images a tensor (R_n, 4) of corners x0, y0, x1, y1 in pixels of the network's input.
-        spatial_scales: the scale of each map.
-        canonical_box_size: the side, in pixels, of a square box that belongs on `canonical_level`.
-
-    The other arguments are those of `roi_align`.
-
-    Returns:
-        (R, C, height, width), the boxes of all images in order.
-    """
-    if features[0].shape[0] != len(boxes):
-        raise ValueError(f"features of {features[0].shape[0]} images, but boxes of {len(boxes)}")
-    rois = torch.cat(list(boxes)) if boxes else features[0].new_zeros(0, 4)
-    counts = torch.tensor([len(b) for b in boxes], dtype=torch.int64, device=rois.device)
-    image = torch.arange(len(boxes), device=rois.device).repeat_interleave(counts)
-    if len(features) == 1:
-        level = torch.zeros_like(image)
-    else:
-        level = assign_levels(rois, spatial_scales, canonical_box_size, canonical_level)
-    return _pool(features, spatial_scales, image, level, rois, output_size, sampling_ratio, aligned)
-
-
-def assign_levels(
-    boxes: Tensor, spatial_scales: Sequence[float], canonical_box_size: int, canonical_level: int
-) -> Tensor:
-    """(R,) index into the levels for (R, 4) boxes: floor(canonical_level + log2(sqrt(area) / canonical_box_size))."""
-    finest = round(-torch.log2(torch.tensor(spatial_scales[0])).item())
-    size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-    level = torch.floor(canonical_level + torch.log2(size / canonical_box_size + 1e-8))
-    level = level.nan_to_num(finest).clamp(finest, finest + len(spatial_scales) - 1)
-    return level.long() - finest
-
-
-def _pool(
-    features: Sequence[Tensor],
-    spatial_scales: Sequence[float],
-    image: Tensor,
-    level: Tensor,
     boxes: Tensor,
-    output_size: int | tuple[int, int],
+    boxes_per_image: Sequence[int],
+    scales: Sequence[float],
+    bins_y: int,
+    bins_x: int,
     sampling_ratio: int,
     aligned: bool,
+    rounding: int,
+    canonical_box_size: float,
+    canonical_level: int,
 ) -> Tensor:
-    """RoIAlign of box r on `features[level[r]][image[r]]`. See `roi_align`."""
-    bins_y, bins_x = (output_size, output_size) if isinstance(output_size, int) else output_size
+    """The mean of each bin's samples.
+
+    Args:
+        features: maps (N, C, H_l, W_l), finest first.
+        boxes: (R, 4) corners with `boxes_per_image` counts, or (R, 5) with the image's index first.
+        rounding: `ROUND_NOTHING`, `ROUND_ROI` or `ROUND_BINS`.
+
+    Returns:
+        (R, C, bins_y, bins_x).
+    """
+    image, boxes, level = _locate(features, boxes, boxes_per_image, scales, canonical_box_size, canonical_level)
     num_images, channels = features[0].shape[:2]
-    if len(image) and not 0 <= image.min() <= image.max() < num_images:
-        raise ValueError(f"image index of an RoI is out of range: features hold {num_images} images")
-    dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     # Maps are laid out as rows of channels, one row a cell: all cells of the first level, then of the next.
     shapes = torch.tensor([x.shape[2:] for x in features], device=boxes.device)
     cells = shapes.prod(1)
     first_row = num_images * (cells.cumsum(0) - cells)
-    scale = torch.tensor(spatial_scales, dtype=dtype, device=boxes.device)
-    edges = boxes.detach().to(dtype) * scale[level, None] - (0.5 if aligned else 0.0)
+    edges = _edges(features, boxes, scales, level)
     height, width = shapes[level].unbind(1)
-    y = _axis_weights(edges[:, 1::2], bins_y, height, sampling_ratio, aligned)
-    x = _axis_weights(edges[:, 0::2], bins_x, width, sampling_ratio, aligned)
+    y = _axis_weights(_axis_samples(edges[:, 1::2], bins_y, height, sampling_ratio, aligned, rounding), height)
+    x = _axis_weights(_axis_samples(edges[:, 0::2], bins_x, width, sampling_ratio, aligned, rounding), width)
     index, weights, offsets = _bins(y, x, first_row[level] + image * cells[level], width)
     sums = _WeightedRowSum.apply(index, weights, offsets, *features)
     return sums.view(len(image), bins_y, bins_x, channels).permute(0, 3, 1, 2).to(features[0].dtype)
 
 
-def _axis_weights(edges: Tensor, bins: int, length: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
-    """(R, bins, longest length) weight of each cell in each bin, along one axis.
+def roi_max(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    boxes_per_image: Sequence[int],
+    scales: Sequence[float],
+    bins_y: int,
+    bins_x: int,
+    sampling_ratio: int,
+    aligned: bool,
+    rounding: int,
+    canonical_box_size: float,
+    canonical_level: int,
+) -> tuple[Tensor, Tensor]:
+    """The greatest of each bin's samples, or zero where it has none; of equal ones the first counts.
+
+    Returns:
+        (R, C, bins_y, bins_x), and for each of its elements the number of the sample, int32: in rows from the bin's
+        upper left, or -1 where the greatest is the zero that a sample off the map counts as.
+    """
+    image, boxes, level = _locate(features, boxes, boxes_per_image, scales, canonical_box_size, canonical_level)
+    edges = _edges(features, boxes, scales, level)
+    outputs, numbers = [], []
+    for i, n, corners in zip(level.tolist(), image.tolist(), edges[:, None], strict=True):
+        x = features[i][n].to(edges.dtype)
+        length = torch.tensor(x.shape[1:], device=x.device)[:, None]
+        y_samples = _axis_samples(corners[:, 1::2], bins_y, length[0], sampling_ratio, aligned, rounding)
+        x_samples = _axis_samples(corners[:, 0::2], bins_x, length[1], sampling_ratio, aligned, rounding)
+        value = _interpolate(_interpolate(x, 1, y_samples), 3, x_samples).permute(0, 1, 3, 2, 4).flatten(3)
+        asked = (y_samples.asked[0, :, None, :, None] & x_samples.asked[0, None, :, None, :]).flatten(2)
+        on_map = (y_samples.on_map[0, :, None, :, None] & x_samples.on_map[0, None, :, None, :]).flatten(2)
+        best, at = value.where(on_map, 0).where(asked, -torch.inf).max(3)
+        found = on_map.expand_as(value).gather(3, at[..., None])[..., 0]
+        row, column = at // x_samples.low.shape[2], at % x_samples.low.shape[2]
+        outputs.append(best.where(asked.any(2), 0))
+        numbers.append((row * x_samples.asked[0].sum(1) + column).where(found, -1))
+    if not outputs:
+        empty = features[0].new_empty(0, features[0].shape[1], bins_y, bins_x)
+        return empty + sum(x.sum() * 0 for x in features), empty.int()
+    return torch.stack(outputs).to(features[0].dtype), torch.stack(numbers).int()
+
+
+def _locate(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    boxes_per_image: Sequence[int],
+    scales: Sequence[float],
+    canonical_box_size: float,
+    canonical_level: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(R,) the image of each box, (R, 4) its corners, (R,) the map that it is on."""
+    num_images = features[0].shape[0]
+    if boxes.shape[1] == 5:
+        image, boxes = boxes[:, 0].long(), boxes[:, 1:]
+        if len(image) and not 0 <= image.min() <= image.max() < num_images:
+            raise ValueError(f"image index of an RoI is out of range: features hold {num_images} images")
+    else:
+        counts = torch.tensor(boxes_per_image, dtype=torch.int64, device=boxes.device)
+        image = torch.arange(num_images, device=boxes.device).repeat_interleave(counts)
+    if len(scales) == 1:
+        return image, boxes, torch.zeros_like(image)
+    return image, boxes, assign_levels(boxes, scales, canonical_box_size, canonical_level)
+
+
+def assign_levels(boxes: Tensor, scales: Sequence[float], canonical_box_size: float, canonical_level: int) -> Tensor:
+    """(R,) index into the levels for (R, 4) boxes: floor(canonical_level + log2(sqrt(area) / canonical_box_size))."""
+    finest = round(-torch.log2(torch.tensor(scales[0])).item())
+    size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    level = torch.floor(canonical_level + torch.log2(size / canonical_box_size + 1e-8))
+    level = level.nan_to_num(finest).clamp(finest, finest + len(scales) - 1)
+    return level.long() - finest
+
+
+def _edges(features: Sequence[Tensor], boxes: Tensor, scales: Sequence[float], level: Tensor) -> Tensor:
+    """(R, 4) corners in cells of the map that each box is on."""
+    dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
+    return boxes.to(dtype) * torch.tensor(scales, dtype=dtype, device=boxes.device)[level, None]
+
+
+class _Samples(NamedTuple):
+    """The samples of R RoIs along one axis, (R, bins, as many as the fullest bin has)."""
+
+    low: Tensor
+    """The cell at or before the sample."""
+    high: Tensor
+    """The next cell, or the same at the map's end."""
+    fraction: Tensor
+    """How far it lies from low to high."""
+    asked: Tensor
+    """Whether the bin has a sample of this number."""
+    on_map: Tensor
+    """Whether it also lies on the map, or less than a cell off."""
+    count: Tensor
+    """(R, bins or 1, 1) samples of a bin."""
+
+
+def _axis_samples(
+    edges: Tensor, bins: int, length: Tensor, sampling_ratio: int, aligned: bool, rounding: int
+) -> _Samples:
+    """Where the samples of each RoI lie along one axis.
 
     Args:
         edges: (R, 2) start and end of each RoI, in cells.
         length: (R,) cells of the map that each RoI is on.
     """
     finite = edges.isfinite().all(1)
-    start, end = edges.where(finite[:, None], 0).unbind(1)
-    size = (end - start if aligned else (end - start).clamp(min=1.0)) / bins
-    count = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil().clamp(min=0)
-    start, size, count, length = (t[:, None, None] for t in (start, size, count * finite, length))
-    start = start + torch.arange(bins, device=edges.device)[:, None] * size
+    edges = edges.where(finite[:, None], 0)
+    if rounding != ROUND_NOTHING:  # halves away from zero
+        rest = edges - edges.trunc()
+        edges = edges.trunc() + rest.sign() * (rest.abs() >= 0.5)
+    if aligned and rounding != ROUND_BINS:
+        edges = edges - 0.5
+    start, end = edges.unbind(1)
+    size = end - start + (1 if rounding == ROUND_BINS else 0)
+    if not aligned or rounding != ROUND_NOTHING:
+        size = size.clamp(min=1)
+    finite = (finite & size.isfinite())[:, None, None]
+    start, size, length = (t[:, None, None] for t in (start, size.where(finite[:, 0, 0], 1) / bins, length))
     longest = int(length.max()) if len(edges) else 0
+    bin_number = torch.arange(bins, device=edges.device)[:, None]
+    if rounding == ROUND_BINS:  # the samples are the bin's cells
+        first = (start + (bin_number * size).floor()).clamp(min=0).minimum(length)
+        last = (start + ((bin_number + 1) * size).ceil()).clamp(min=0).minimum(length)
+        count = (last - first).clamp(min=0) * finite
+        number = torch.arange(longest, device=edges.device)
+        asked = (number < count).expand(len(edges), bins, longest)
+        low = torch.where(asked, first + number, 0).long()
+        return _Samples(low, low, torch.zeros_like(low, dtype=edges.dtype), asked, asked, count)
+    count = (torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil().clamp(min=0)) * finite
     # A bin far larger than the map has more samples than memory. Those on the map suffice: half a cell or more apart.
     most = max(2 * longest + 8, sampling_ratio)
+    start = start + bin_number * size
     first = torch.where(count > most, ((-1 - start) * count / size).floor() - 1, 0).clamp(min=0)
-    sample = first + torch.arange(int(count.clamp(max=most).max()) if len(edges) else 0, device=edges.device)
-    at = start + (sample + 0.5) * size / count
-    on_map = (sample < count) & (at >= -1) & (at <= length)
+    most = int(count.clamp(min=1, max=most).max()) if len(edges) else 1
+    number = first + torch.arange(most, device=edges.device)
+    at = start + (number + 0.5) * size / count
+    asked = number < count
+    on_map = asked & (at >= -1) & (at <= length)
     at = at.where(on_map, 0).clamp(min=0).minimum(length - 1)
     low = at.floor()
-    share = on_map / count.clamp(min=1)
-    weights = edges.new_zeros(len(edges), bins, longest)
-    weights.scatter_add_(2, low.long(), (1 - (at - low)) * share)
-    weights.scatter_add_(2, (low + 1).minimum(length - 1).long(), (at - low) * share)
+    return _Samples(low.long(), (low + 1).minimum(length - 1).long(), at - low, asked.expand_as(at), on_map, count)
+
+
+def _axis_weights(samples: _Samples, length: Tensor) -> Tensor:
+    """(R, bins, longest length) weight of each cell in the mean of each bin, along one axis."""
+    share = samples.on_map / samples.count.clamp(min=1)
+    weights = share.new_zeros(*samples.low.shape[:2], int(length.max()) if len(length) else 0)
+    weights.scatter_add_(2, samples.low, (1 - samples.fraction) * share)
+    weights.scatter_add_(2, samples.high, samples.fraction * share)
     return weights
+
+
+def _interpolate(x: Tensor, axis: int, samples: _Samples) -> Tensor:
+    """`x` at the samples of one RoI along `axis`, which gives way to two: bins and samples."""
+    low, high = (x.index_select(axis, cells[0].flatten()) for cells in (samples.low, samples.high))
+    fraction = samples.fraction[0].flatten().view(-1, *[1] * (x.dim() - axis - 1))
+    return (low * (1 - fraction) + high * fraction).unflatten(axis, samples.low.shape[1:])
 
 
 def _bins(y_weights: Tensor, x_weights: Tensor, first_row: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,17 +285,24 @@ def _bag_sum(rows: Tensor, index: Tensor, weights: Tensor, offsets: Tensor) -> T
     return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weights)
 
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy non-maximum suppression.
-
-    Args:
-        boxes: (N, 4) corners x0, y0, x1, y1.
-        scores: (N,).
-        iou_threshold: a box goes when its IoU with a better kept one is above this.
+def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
+    """Greedy non-maximum suppression, of each group of boxes (N, 4) by itself where there are `groups` (N,).
 
     Returns:
         int64 indices of the kept boxes, by decreasing score; of equal scores the first comes first.
     """
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    if groups is None:
+        return _nms(boxes, scores, iou_threshold)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for group in groups.unique().tolist():
+        members = (groups == group).nonzero().squeeze(1)
+        kept[members[_nms(boxes[members], scores[members], iou_threshold)]] = True
+    kept = kept.nonzero().squeeze(1)
+    return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     order = scores.argsort(descending=True, stable=True)
     kept = []
     while len(order):  # the best boxes that are left judge themselves in turn, then all others at once
@@ -262,33 +333,8 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0)).sub_(overlap)
 
 
-def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` among the boxes of equal `idxs` (N,) alone: categories, or levels of a pyramid.
-
-    Returns:
-        int64 indices of the kept boxes, by decreasing score.
-    """
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    for group in idxs.unique().tolist():
-        members = (idxs == group).nonzero().squeeze(1)
-        kept[members[nms(boxes[members], scores[members], iou_threshold)]] = True
-    kept = kept.nonzero().squeeze(1)
-    return kept[scores[kept].argsort(descending=True, stable=True)]
-
-
-def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Resize each mask into its box on an image-sized canvas.
-
-    Args:
-        masks: (N, h, w) probabilities.
-        boxes: (N, 4) corners x0, y0, x1, y1 in pixels of the image.
-        image_size: (height, width) of the image.
-        threshold: a pixel belongs to the mask from this probability on. Negative: no decision is made.
-
-    Returns:
-        (N, height, width), bool; or, with a negative threshold, uint8 probabilities times 255.
-    """
-    height, width = image_size
+def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
+    """Masks (N, h, w) resized into boxes (N, 4): (N, height, width), bool, or uint8 for a negative threshold."""
     pasted = torch.zeros(
         len(masks), height, width, dtype=torch.bool if threshold >= 0 else torch.uint8, device=masks.device
     )
@@ -307,3 +353,30 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
         region = pasted[n, top:bottom, left:right]
         region.copy_(soft >= threshold if threshold >= 0 else (soft * 255).to(torch.uint8))
     return pasted
+
+
+def masks_to_rle(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor]:
+    """The bytes of COCO's encoding of all masks, uint8, and (N + 1,) where in them each begins, int64."""
+    texts = [_encode(mask.T.flatten()) for mask in paste_masks(masks, boxes, height, width, threshold)]
+    offsets = torch.tensor([0, *map(len, texts)]).cumsum(0)
+    return torch.tensor(list(b"".join(texts)), dtype=torch.uint8), offsets
+
+
+def _encode(pixels: Tensor) -> bytes:
+    """COCO's string for pixels (P,) bool, column by column.
+
+    It holds the lengths of alternating runs, the first one off the mask. Each from the fourth on is given as its
+    difference from the one two before; then five bits at a time, least first, in characters from '0' on, where the
+    sixth bit says that there are more to come.
+    """
+    change = torch.nn.functional.pad(pixels, (1, 0)).int().diff().nonzero()[:, 0]
+    lengths = torch.cat([change.new_zeros(1), change, change.new_full((1,), len(pixels))]).diff().tolist()
+    text = bytearray()
+    for i, length in enumerate(lengths):
+        rest = length - lengths[i - 2] if i > 2 else length
+        more = True
+        while more:
+            bits, rest = rest & 31, rest >> 5
+            more = rest != (-1 if bits & 16 else 0)
+            text.append(48 + (bits | 32 if more else bits))
+    return bytes(text)

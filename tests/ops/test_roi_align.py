@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from projects_maskrcnn.ops import multilevel_roi_align, roi_align
+from projects_maskrcnn.ops import roi_align
+
+pytestmark = pytest.mark.usefixtures("implementation")
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 # image index, box in pixels of an image 4 times the map of 23 x 31
@@ -124,7 +126,7 @@ def test_the_layout_of_the_input_does_not_matter(x):
     expected = roi_align(x, AWKWARD, 7, 0.25)
     padded = F.pad(x, (1, 2, 3, 4))[:, :, 3:-4, 1:-2]
     for same in (x.contiguous(memory_format=torch.channels_last), padded):
-        assert torch.equal(roi_align(same, AWKWARD, 7, 0.25), expected)
+        torch.testing.assert_close(roi_align(same, AWKWARD, 7, 0.25), expected, rtol=0, atol=1e-6)
     expanded = x[:1].expand(2, -1, -1, -1)
     assert torch.equal(roi_align(expanded, AWKWARD, 7, 0.25), roi_align(expanded.clone(), AWKWARD, 7, 0.25))
 
@@ -180,15 +182,15 @@ def test_without_boxes_or_images(x):
     out.sum().backward()
     assert inputs.grad.shape == x.shape and not inputs.grad.any()
     assert roi_align(x[:0], torch.zeros(0, 5), 7).shape == (0, 3, 7, 7)
-    assert multilevel_roi_align([x[:0], x[:0]], [], 7, SCALES[:2]).shape == (0, 3, 7, 7)
-    assert multilevel_roi_align([x, x], [torch.zeros(0, 4)] * 2, 7, SCALES[:2]).shape == (0, 3, 7, 7)
+    assert roi_align([x[:0], x[:0]], [], 7, SCALES[:2]).shape == (0, 3, 7, 7)
+    assert roi_align([x, x], [torch.zeros(0, 4)] * 2, 7, SCALES[:2]).shape == (0, 3, 7, 7)
 
 
 @pytest.mark.parametrize("index", [2, -1, math.nan])
 def test_an_image_index_out_of_range_is_an_error(x, index):
     rois = AWKWARD.clone()
     rois[3, 0] = index
-    with pytest.raises(ValueError, match="2 images"):
+    with pytest.raises((ValueError, RuntimeError), match="2 images"):
         roi_align(x, rois, 7, 0.25)
 
 
@@ -196,13 +198,13 @@ def test_wrong_shapes_are_errors(x):
     with pytest.raises(ValueError, match=r"\(R, 5\)"):
         roi_align(x, AWKWARD[:, 1:], 7)
     with pytest.raises(ValueError, match="features of 2 images, but boxes of 1"):
-        multilevel_roi_align([x], [AWKWARD[:, 1:]], 7, [0.25])
+        roi_align([x], [AWKWARD[:, 1:]], 7, [0.25])
 
 
 def test_second_derivatives_are_refused(x):
     inputs = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(roi_align(inputs, AWKWARD, 7).pow(2).sum(), inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="once_differentiable|no second derivative"):
         grad.sum().backward()
 
 
@@ -213,7 +215,7 @@ def test_second_derivatives_are_refused(x):
 def test_a_box_is_pooled_from_the_level_of_its_size(side, level):
     features = [torch.full((1, 1, 800 // 2**s, 800 // 2**s), float(s)) for s in range(2, 6)]
     box = 400 + side / 2 * torch.tensor([[-1.0, -1.0, 1.0, 1.0]])
-    out = multilevel_roi_align(features, [box], 1, SCALES, sampling_ratio=1)
+    out = roi_align(features, [box], 1, SCALES, sampling_ratio=1)
     assert out.item() == level + 2
 
 
@@ -224,7 +226,7 @@ def test_levels_are_pooled_as_each_alone_in_box_order():
     boxes = torch.cat([corner, corner + 4 ** (2 + 2.4 * torch.rand(40, 2, generator=generator))], 1)
     per_image = [boxes[:25], boxes[:0], boxes[25:]]
     image = torch.tensor([0] * 25 + [2] * 15)
-    out = multilevel_roi_align(features, per_image, (7, 5), SCALES, canonical_box_size=112)
+    out = roi_align(features, per_image, (7, 5), SCALES, canonical_box_size=112)
     side = (boxes[:, 2:] - boxes[:, :2]).double().prod(1).sqrt()
     level = (4 + (side / 112).log2()).floor().clamp(2, 5).long() - 2
     assert set(level.tolist()) == {0, 1, 2, 3}

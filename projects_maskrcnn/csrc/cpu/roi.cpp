@@ -537,10 +537,9 @@ void maximum_backward(const Map<const T>& grad, const Map<const int32_t>& argmax
           for (int bx = 0; bx < rois.options.bins_x; bx++) {
             const int32_t number = numbers[by * argmax.row_stride + bx * argmax.column_stride];
             Real first_y, first_x;
-            ys[r].samples(by, first_y);
-            const int columns = xs[r].samples(bx, first_x);
+            const int rows = ys[r].samples(by, first_y), columns = xs[r].samples(bx, first_x);
             Sample<Real> y, x;
-            if (number < 0 || columns == 0 || !ys[r].at(by, first_y + number / columns, y) ||
+            if (number < 0 || number >= int64_t{rows} * columns || !ys[r].at(by, first_y + number / columns, y) ||
                 !xs[r].at(bx, first_x + number % columns, x))
               continue;
             const Real value = static_cast<Real>(grads[by * grad.row_stride + bx * grad.column_stride]);

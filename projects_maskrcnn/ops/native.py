@@ -1,0 +1,153 @@
+"""The compiled operators, `torch.ops.maskrcnn`: loading them, and what PyTorch has to know beside their kernels.
+
+C++ holds the schemas and the kernels. Here are the shapes that they return, for `torch.compile` and `torch.export`, and
+the derivatives.
+"""
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import get_ctx, register_autograd, register_fake
+
+from . import reference
+
+LIBRARY = Path(__file__).with_name("libmaskrcnn.so")
+logger = logging.getLogger(__name__)
+
+
+def _load() -> frozenset[str]:
+    """The types of devices that the operators are built for; none where they are not built.
+
+    Raises:
+        ImportError: the library is there, but does not load.
+    """
+    if not LIBRARY.is_file():
+        return frozenset()
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        raise ImportError(
+            f"the native operators in {LIBRARY} do not load with torch {torch.__version__}: {error}. "
+            "They need torch >= 2.10. Build them again with `pip install --force-reinstall --no-deps .`, or remove the "
+            "file to use the slower PyTorch reference."
+        ) from error
+    _register_fakes()
+    _register_derivatives()
+    kernels = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(device for device, key in kernels.items() if has_kernel("maskrcnn::roi_average", key))
+
+
+def operators(device: torch.device) -> Any:
+    """`torch.ops.maskrcnn` where it is built for `device`; otherwise `reference`, with functions of the same names."""
+    if device.type in DEVICES:
+        return torch.ops.maskrcnn
+    _say_that_the_reference_serves(device.type)
+    return reference
+
+
+@functools.cache
+def _say_that_the_reference_serves(device_type: str) -> None:
+    missing = f"built without {device_type} kernels" if DEVICES else "not built"
+    logger.warning(
+        "The native operators are %s: the slower PyTorch reference serves. To build them: `pip install .`, with a C++ "
+        "compiler, and a CUDA toolkit for the GPU.",
+        missing,
+    )
+
+
+def _empty_maps(
+    like: Tensor, sizes: list[tuple], channels_last: bool, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return [torch.empty(s, dtype=dtype or like.dtype, device=like.device, memory_format=layout) for s in sizes]
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.stride(1) == 1
+
+
+def _register_fakes() -> None:
+    @register_fake("maskrcnn::roi_average")
+    def _(features, boxes, boxes_per_image, scales, bins_y, bins_x, *options):
+        size = (boxes.shape[0], features[0].shape[1], bins_y, bins_x)
+        return _empty_maps(features[0], [size], _is_channels_last(features[0]))[0]
+
+    @register_fake("maskrcnn::roi_max")
+    def _(features, boxes, boxes_per_image, scales, bins_y, bins_x, *options):
+        size = (boxes.shape[0], features[0].shape[1], bins_y, bins_x)
+        last = _is_channels_last(features[0])
+        return *_empty_maps(features[0], [size], last), *_empty_maps(features[0], [size], last, torch.int32)
+
+    @register_fake("maskrcnn::roi_average_backward")
+    def _(grad, boxes, boxes_per_image, scales, num_images, heights, widths, *options):
+        sizes = [(num_images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
+        return _empty_maps(grad, sizes, options[-1])
+
+    @register_fake("maskrcnn::roi_max_backward")
+    def _(grad, argmax, boxes, boxes_per_image, scales, num_images, heights, widths, *options):
+        sizes = [(num_images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
+        return _empty_maps(grad, sizes, options[-1])
+
+    @register_fake("maskrcnn::nms")
+    def _(boxes, scores, groups, iou_threshold):
+        kept = get_ctx().new_dynamic_size()
+        return boxes.new_empty(kept, dtype=torch.int64)
+
+    @register_fake("maskrcnn::paste_masks")
+    def _(masks, boxes, height, width, threshold):
+        dtype = torch.bool if threshold >= 0 else torch.uint8
+        return masks.new_empty(masks.shape[0], height, width, dtype=dtype)
+
+    @register_fake("maskrcnn::masks_to_rle")
+    def _(masks, boxes, height, width, threshold):
+        length = get_ctx().new_dynamic_size()
+        return masks.new_empty(length, dtype=torch.uint8), masks.new_empty(masks.shape[0] + 1, dtype=torch.int64)
+
+
+def _register_derivatives() -> None:
+    def keep(ctx: Any, inputs: tuple, output: Any) -> None:
+        features, boxes, ctx.boxes_per_image, ctx.scales, _, _, *ctx.options = inputs
+        ctx.sizes = [x.shape for x in features]
+        ctx.channels_last = _is_channels_last(features[0])
+        if isinstance(output, tuple):
+            ctx.save_for_backward(boxes, output[1])
+            ctx.mark_non_differentiable(output[1])
+        else:
+            ctx.save_for_backward(boxes)
+
+    def gradients(ctx: Any, op: Any, *maps: Tensor) -> tuple:
+        grads = op(
+            *maps,
+            ctx.saved_tensors[0],
+            ctx.boxes_per_image,
+            ctx.scales,
+            ctx.sizes[0][0],
+            [size[2] for size in ctx.sizes],
+            [size[3] for size in ctx.sizes],
+            *ctx.options,
+            ctx.channels_last,
+        )
+        no_counts = None if ctx.boxes_per_image else []  # PyTorch takes an empty list for one of tensors
+        return grads, None, no_counts, *[None] * 8
+
+    def average(ctx: Any, grad: Tensor) -> tuple:
+        return gradients(ctx, torch.ops.maskrcnn.roi_average_backward, grad)
+
+    def maximum(ctx: Any, grad: Tensor, _: Any) -> tuple:
+        return gradients(ctx, torch.ops.maskrcnn.roi_max_backward, grad, ctx.saved_tensors[1])
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError("the RoI operators have no second derivative: take the gradient without create_graph=True")
+
+    register_autograd("maskrcnn::roi_average", average, setup_context=keep)
+    register_autograd("maskrcnn::roi_max", maximum, setup_context=keep)
+    register_autograd("maskrcnn::roi_average_backward", refuse)
+    register_autograd("maskrcnn::roi_max_backward", refuse)
+
+
+DEVICES = _load()
