@@ -34,7 +34,7 @@ using Tensors = std::vector<Tensor>;
 namespace cpu {
 MASKRCNN_DECLARE_OPS
 std::tuple<Tensor, Tensor> masks_to_rle(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold);
-/// The instruction set that the vector kernels run on: "default", "avx2" or "avx512".
+/// The instruction set that the vector kernels run on: "baseline", "avx2" or "avx512".
 std::string capability();
 }  // namespace cpu
 

@@ -135,6 +135,9 @@ def _pool(
     else:
         if len(boxes) != maps[0].shape[0]:
             raise ValueError(f"features of {maps[0].shape[0]} images, but boxes of {len(boxes)}")
+        for b in boxes:
+            if b.dim() != 2 or b.shape[1] != 4:
+                raise ValueError(f"boxes of an image must have shape (R, 4) of x0, y0, x1, y1; got {tuple(b.shape)}")
         rois = torch.cat(list(boxes)) if boxes else maps[0].new_zeros(0, 4)
         counts = [len(b) for b in boxes]
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in maps])  # under autocast they may differ

@@ -46,7 +46,7 @@ def by_grid_sample(x, rois, output_size, scale, sampling_ratio, aligned):
         if 0 in counts:
             out.append(x.new_zeros(x.shape[1], *output_size))
             continue
-        grid = torch.stack(torch.meshgrid(*(torch.tensor(p).double() for p in points), indexing="ij"), -1)
+        grid = torch.stack(torch.meshgrid(*(torch.tensor(p, dtype=torch.float64) for p in points), indexing="ij"), -1)
         on_map = ((grid >= -1) & (grid <= length)).all(-1)
         unit = (2 * grid / (length - 1) - 1).flip(-1)
         samples = F.grid_sample(x[[int(image)]], unit[None], padding_mode="border", align_corners=True)[0] * on_map

@@ -291,8 +291,8 @@ def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, 
         "score": instances.scores.tolist(),
     }
     if instances.has("pred_masks"):
-        masks = np.asarray(instances.pred_masks, dtype=np.uint8)
-        rles = mask_util.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
+        pasted = instances.deferred("pred_masks")
+        rles = pasted.rle() if pasted else encode_masks(instances.pred_masks)
         fields["segmentation"] = [{**rle, "counts": rle["counts"].decode()} for rle in rles]
     if instances.has("pred_keypoints"):
         keypoints = instances.pred_keypoints - torch.tensor([0.5, 0.5, 0])
@@ -300,6 +300,11 @@ def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, 
     return [
         {"image_id": img_id, **dict(zip(fields, values, strict=True))} for values in zip(*fields.values(), strict=True)
     ]
+
+
+def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
+    """COCO's compressed run-length encoding of masks (N, H, W) of 0 and 1."""
+    return mask_util.encode(np.asfortranarray(np.asarray(masks, dtype=np.uint8).transpose(1, 2, 0)))
 
 
 def load_ground_truth(json_file: str) -> COCO:

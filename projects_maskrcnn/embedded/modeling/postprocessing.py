@@ -1,6 +1,6 @@
 """Detections from the network's input resolution to the image's."""
 
-from ..structures import Instances, ROIMasks
+from ..structures import Instances, PastedMasks, ROIMasks
 
 
 def detector_postprocess(
@@ -8,7 +8,8 @@ def detector_postprocess(
 ) -> Instances:
     """Detections in pixels of an `output_height` x `output_width` image; boxes without area are dropped.
 
-    Stands for Detectron2's `detector_postprocess`. `pred_masks` (N, 1, M, M) become (N, height, width) bool.
+    Stands for Detectron2's `detector_postprocess`. `pred_masks` (N, 1, M, M) become (N, height, width) bool, which are
+    made when they are first read.
     """
     scale_y = output_height / results.image_size[0]
     scale_x = output_width / results.image_size[1]
@@ -19,9 +20,9 @@ def detector_postprocess(
     results = results[boxes.nonempty()]
     if results.has("pred_masks"):
         masks = results.pred_masks
-        if not isinstance(masks, ROIMasks):
-            masks = ROIMasks(masks[:, 0])
-        results.pred_masks = masks.to_bitmasks(results.pred_boxes, output_height, output_width, mask_threshold).tensor
+        masks = masks.tensor if isinstance(masks, ROIMasks) else masks[:, 0]
+        boxes = results.pred_boxes.tensor.clone()
+        results.pred_masks = PastedMasks(masks, boxes, (output_height, output_width), mask_threshold)
     if results.has("pred_keypoints"):
         results.pred_keypoints[:, :, 0] *= scale_x
         results.pred_keypoints[:, :, 1] *= scale_y

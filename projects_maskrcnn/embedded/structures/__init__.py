@@ -4,4 +4,4 @@ from .boxes import Boxes, BoxMode, pairwise_intersection, pairwise_ioa, pairwise
 from .image_list import ImageList
 from .instances import Instances
 from .keypoints import Keypoints, heatmaps_to_keypoints
-from .masks import BitMasks, PolygonMasks, ROIMasks, polygons_to_bitmask, rasterize_polygons_within_box
+from .masks import BitMasks, PastedMasks, PolygonMasks, ROIMasks, polygons_to_bitmask, rasterize_polygons_within_box

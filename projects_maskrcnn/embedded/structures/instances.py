@@ -1,10 +1,25 @@
 """The instances of one image."""
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+
+class Deferred(ABC):
+    """A field that is made when it is first read: what takes much memory, and which many never look at.
+
+    Subclasses have a length, and where `Instances` need them `__getitem__`, `to` and a static `cat`.
+    """
+
+    @abstractmethod
+    def make(self) -> Any:
+        """The field."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
 
 
 class Instances:
@@ -41,7 +56,7 @@ class Instances:
         fields = self.__dict__.get("_fields", {})  # which a copy or pickle lacks while it is being built
         if name not in fields:
             raise AttributeError(f"no field '{name}' in these Instances, which have: {', '.join(fields)}")
-        return fields[name]
+        return self.get(name)
 
     def set(self, name: str, value: Any) -> None:
         """Add or replace a field.
@@ -61,11 +76,21 @@ class Instances:
         del self._fields[name]
 
     def get(self, name: str) -> Any:
-        return self._fields[name]
+        value = self._fields[name]
+        if isinstance(value, Deferred):
+            value = self._fields[name] = value.make()
+        return value
 
     def get_fields(self) -> dict[str, Any]:
         """The fields by name: the dict itself, not a copy."""
+        for name in self._fields:
+            self.get(name)
         return self._fields
+
+    def deferred(self, name: str) -> Deferred | None:
+        """The field as long as nobody has read it, if it is a deferred one."""
+        value = self._fields.get(name)
+        return value if isinstance(value, Deferred) else None
 
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
         """The same instances, after the `to` of each field that has it."""
@@ -101,11 +126,14 @@ class Instances:
             return first
         result = Instances(first.image_size)
         for each in instance_lists:
-            missing = first.get_fields().keys() - each.get_fields().keys()
+            missing = first._fields.keys() - each._fields.keys()
             if missing or tuple(each.image_size) != tuple(first.image_size):
                 raise ValueError(f"cannot join {each} to {first}: another image size, or no {sorted(missing)}")
-        for name in first.get_fields():
-            result.set(name, _cat(name, [each.get(name) for each in instance_lists]))
+        for name in first._fields:
+            values = [each._fields[name] for each in instance_lists]
+            if not all(isinstance(value, Deferred) for value in values):
+                values = [each.get(name) for each in instance_lists]
+            result.set(name, _cat(name, values))
         return result
 
     def __str__(self) -> str:

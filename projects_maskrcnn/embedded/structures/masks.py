@@ -8,8 +8,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-from ...ops import paste_masks, roi_align
+from ...ops import masks_to_rle, paste_masks, roi_align
 from .boxes import Boxes
+from .instances import Deferred
 
 
 def polygons_to_bitmask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -216,6 +217,51 @@ class ROIMasks:
 
     def __repr__(self) -> str:
         return f"ROIMasks(num_instances={len(self)})"
+
+
+class PastedMasks(Deferred):
+    """Masks of RoIs on an image, pasted when they are read. COCO's encoding needs no pasting.
+
+    Args:
+        masks: (N, M, M) probabilities.
+        boxes: the N RoIs, (N, 4) corners in pixels of the image.
+        image_size: (height, width).
+        threshold: a pixel belongs to the mask from this probability on.
+    """
+
+    def __init__(self, masks: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int], threshold: float = 0.5):
+        self.masks = masks
+        self.boxes = boxes
+        self.image_size = image_size
+        self.threshold = threshold
+
+    def make(self) -> torch.Tensor:
+        """(N, height, width) bool."""
+        return paste_masks(self.masks, self.boxes, self.image_size, self.threshold)
+
+    def rle(self) -> list[dict[str, Any]]:
+        """COCO's compressed run-length encoding of each mask."""
+        return masks_to_rle(self.masks, self.boxes, self.image_size, self.threshold)
+
+    def to(self, *args: Any, **kwargs: Any) -> "PastedMasks":
+        return self._with(self.masks.to(*args, **kwargs), self.boxes.to(*args, **kwargs))
+
+    def __getitem__(self, item: Any) -> "PastedMasks":
+        return self._with(self.masks[item], self.boxes[item])
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    @staticmethod
+    def cat(parts: Sequence["PastedMasks"]) -> "PastedMasks":
+        """Those of one image."""
+        return parts[0]._with(torch.cat([p.masks for p in parts]), torch.cat([p.boxes for p in parts]))
+
+    def __repr__(self) -> str:
+        return f"PastedMasks(num_instances={len(self)}, image_size={self.image_size})"
+
+    def _with(self, masks: torch.Tensor, boxes: torch.Tensor) -> "PastedMasks":
+        return PastedMasks(masks, boxes, self.image_size, self.threshold)
 
 
 def _as_array(polygon: torch.Tensor | np.ndarray | Sequence[float]) -> np.ndarray:

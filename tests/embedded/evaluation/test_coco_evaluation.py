@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from projects_maskrcnn.embedded.data import DatasetCatalog, MetadataCatalog
 from projects_maskrcnn.embedded.evaluation import COCOEvaluator, instances_to_coco_json
+from projects_maskrcnn.embedded.modeling import detector_postprocess
 from projects_maskrcnn.embedded.structures import Boxes, BoxMode, Instances
 from projects_maskrcnn.embedded.utils import comm
 
@@ -388,6 +389,22 @@ def test_instances_to_coco_json():
     }
     assert keypoints.tolist() == [[[1.5, 2.5, 0.25]]]
     assert instances_to_coco_json(predicted[:0], 17) == []
+
+
+def test_masks_that_nobody_has_read_are_encoded_without_pasting():
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[3.0, 4, 30, 20], [-5, 2.5, 12, 60.5], [10, 10, 11, 11]])
+    raw = instances((50, 40), boxes, [0.9, 0.8, 0.7], [0, 1, 0])
+    raw.pred_masks = torch.rand(3, 1, 14, 14, generator=generator)
+    predicted = detector_postprocess(raw, 100, 60)
+    results = instances_to_coco_json(predicted, 1)
+    assert predicted.deferred("pred_masks") is not None
+    pasted = predicted.pred_masks
+    assert pasted.shape == (3, 100, 60) and pasted.dtype == torch.bool and pasted.any((1, 2)).all()
+    for result, mask in zip(results, pasted, strict=True):
+        assert result["segmentation"]["size"] == [100, 60]
+        assert (mask_util.decode(result["segmentation"]) == mask.numpy()).all()
+    assert instances_to_coco_json(predicted, 1) == results
 
 
 def proposals(boxes, logits):

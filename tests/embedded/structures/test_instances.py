@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from projects_maskrcnn.embedded.structures import Boxes, Instances
+from projects_maskrcnn.embedded.structures.instances import Deferred
 
 
 @pytest.fixture
@@ -90,3 +91,38 @@ def test_copies(instances, duplicate):
 def test_text_shows_the_fields(instances):
     assert "num_instances=3, image_height=40, image_width=50" in str(instances) and "scores" in repr(instances)
     assert "num_instances=0" in str(Instances((1, 1)))
+
+
+class Squares(Deferred):
+    def __init__(self, numbers):
+        self.numbers, self.made = numbers, 0
+
+    def make(self):
+        self.made += 1
+        return self.numbers**2
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, item):
+        return Squares(self.numbers[item])
+
+    def to(self, *args):
+        return Squares(self.numbers.to(*args))
+
+    @staticmethod
+    def cat(parts):
+        return Squares(torch.cat([p.numbers for p in parts]))
+
+
+def test_a_deferred_field_is_made_once_when_it_is_read(instances):
+    squares = Squares(torch.tensor([1, 2, 3]))
+    instances.squares = squares
+    some = Instances.cat([instances[1:], instances[torch.tensor([True, False, False])]]).to(torch.float64)
+    assert len(some) == 3 and str(some) and squares.made == 0
+    assert some.deferred("squares") is not None and some.deferred("scores") is None and some.deferred("none") is None
+    assert some.squares.tolist() == [4, 9, 1] and some.squares.dtype == torch.float64
+    assert some.deferred("squares") is None
+    assert instances.get_fields()["squares"] is instances.squares and squares.made == 1
+    joined = Instances.cat([instances, some])
+    assert joined.squares.tolist() == [1, 4, 9, 4, 9, 1]
