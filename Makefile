@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 CONFIG := configs/quick/mask_rcnn_R_18_FPN_shapes.yaml
 DEMO := output/demo
+NATIVE := $(shell find projects_maskrcnn/csrc tests/csrc -type f -not -name '*.py' -not -path '*__pycache__*')
 
 .PHONY: demo test lint format clean
 
@@ -20,15 +21,17 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
 
 clean:
 	rm -rf .venv output datasets *.egg-info
 
-.venv/installed: setup.py pyproject.toml
+.venv/installed: setup.py pyproject.toml $(filter projects_maskrcnn/%,$(NATIVE))
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q -e '.[test]'

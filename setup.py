@@ -165,6 +165,7 @@ setup(
         "opencv-python-headless",
         "numpy",
         "pillow",
+        "safetensors",
         "shapely>=2",
         "matplotlib",
         "tabulate",
@@ -172,5 +173,5 @@ setup(
         "termcolor",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "ruff"], "cityscapes": ["cityscapesscripts"]},
+    extras_require={"test": ["pytest", "ruff==0.17.5", "clang-format==23.1.5"], "cityscapes": ["cityscapesscripts"]},
 )

@@ -357,19 +357,20 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
 
 def masks_to_rle(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor]:
     """The bytes of COCO's encoding of all masks, uint8, and (N + 1,) where in them each begins, int64."""
-    texts = [_encode(mask.T.flatten()) for mask in paste_masks(masks, boxes, height, width, threshold)]
+    texts = [encode(mask) for mask in paste_masks(masks, boxes, height, width, threshold)]
     offsets = torch.tensor([0, *map(len, texts)]).cumsum(0)
     return torch.tensor(list(b"".join(texts)), dtype=torch.uint8), offsets
 
 
-def _encode(pixels: Tensor) -> bytes:
-    """COCO's string for pixels (P,) bool, column by column.
+def encode(mask: Tensor) -> bytes:
+    """COCO's string for a mask (H, W) bool, column by column.
 
     It holds the lengths of alternating runs, the first one off the mask. Each from the fourth on is given as its
     difference from the one two before; then five bits at a time, least first, in characters from '0' on, where the
     sixth bit says that there are more to come.
     """
-    change = torch.nn.functional.pad(pixels, (1, 0)).int().diff().nonzero()[:, 0]
+    pixels = mask.T.flatten()
+    change = F.pad(pixels, (1, 0)).int().diff().nonzero()[:, 0]
     lengths = torch.cat([change.new_zeros(1), change, change.new_full((1,), len(pixels))]).diff().tolist()
     text = bytearray()
     for i, length in enumerate(lengths):
