@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -18,6 +19,15 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def is_release_06() -> bool:
+    """Whether there is a Detectron2, and it is the release 0.6: the main branch, years later, has its number still."""
+    try:
+        return not hasattr(importlib.import_module("detectron2.data.transforms"), "RandomResize")
+    except ModuleNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real images (`data/`) and of Detectron2's own figures (`parity/`), or a skip."""
     folder = Path(os.environ.get("MASKRCNN_SHARED", ROOT.parent / "shared"))
@@ -26,7 +36,7 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def native():
     """The compiled operators, `torch.ops.maskrcnn`, or a skip."""
     if "cpu" not in native_operators.DEVICES:

@@ -23,6 +23,7 @@ using std::isfinite;
 using std::round;
 
 constexpr int kMaxLevels = 8;
+constexpr int kMaxLength = 1 << 28;  // cells of a map along an axis: so numbers of samples are ints
 
 /// What is rounded to whole cells (paper, Table 2c): nothing in RoIAlign, the RoI in RoIWarp, RoI and bins in RoIPool.
 enum class Rounding : int { none = 0, roi = 1, bins = 2 };

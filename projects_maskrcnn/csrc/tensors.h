@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,12 @@ auto for_dtype(ScalarType type, const char* name, F&& f) {
     default:
       STD_TORCH_CHECK(false, name, " must be float64, float32, float16 or bfloat16");
   }
+}
+
+inline bool is_floating(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
 }
 
 /// Whether what is made from `tensor` (N, C, H, W) keeps channels last.
@@ -104,6 +111,11 @@ inline Rois check_rois(const Tensor& boxes, const Ints& boxes_per_image, const F
   return rois;
 }
 
+inline void check_length(int64_t height, int64_t width) {
+  STD_TORCH_CHECK(height > 0 && width > 0 && height <= kMaxLength && width <= kMaxLength,
+                  "features must have a cell or more along each axis, and at most 2 ** 28; got ", height, " x ", width);
+}
+
 inline void check_features(const Tensors& features, const Floats& scales, const Tensor& boxes) {
   STD_TORCH_CHECK(!features.empty() && features.size() == scales.size(), "features of ", features.size(),
                   " levels, but scales of ", scales.size());
@@ -112,11 +124,42 @@ inline void check_features(const Tensors& features, const Floats& scales, const 
     STD_TORCH_CHECK(map.size(0) == features[0].size(0) && map.size(1) == features[0].size(1),
                     "features of all levels must agree in images and channels; got ", shape_of(features[0]), " and ",
                     shape_of(map));
-    STD_TORCH_CHECK(map.size(2) > 0 && map.size(3) > 0 && map.size(2) < (1 << 30) && map.size(3) < (1 << 30),
-                    "features must have a cell or more; got ", shape_of(map));
+    check_length(map.size(2), map.size(3));
     STD_TORCH_CHECK(map.scalar_type() == features[0].scalar_type(), "features of all levels must have one dtype");
     STD_TORCH_CHECK(map.device() == boxes.device(), "features and boxes must be on one device");
   }
+}
+
+inline void check_nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& groups,
+                      double iou_threshold) {
+  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, "boxes must have shape (N, 4); got ", shape_of(boxes));
+  const int64_t count = boxes.size(0);
+  STD_TORCH_CHECK(count < (int64_t{1} << 31), "boxes must be fewer than 2 ** 31; got ", count);
+  STD_TORCH_CHECK(scores.dim() == 1 && scores.size(0) == count, "scores must have shape (", count,
+                  ",), one for each box; got ", shape_of(scores));
+  STD_TORCH_CHECK(is_floating(boxes), "boxes must be float64, float32, float16 or bfloat16");
+  STD_TORCH_CHECK(is_floating(scores), "scores must be float64, float32, float16 or bfloat16");
+  if (groups) {
+    STD_TORCH_CHECK(groups->dim() == 1 && groups->size(0) == count, "groups must have shape (", count,
+                    ",), one for each box; got ", shape_of(*groups));
+    STD_TORCH_CHECK(groups->scalar_type() == ScalarType::Long, "groups must be int64");
+  }
+  STD_TORCH_CHECK(scores.device() == boxes.device() && (!groups || groups->device() == boxes.device()),
+                  "boxes, scores and groups must be on one device");
+  STD_TORCH_CHECK(iou_threshold >= 0, "iou_threshold must not be negative; got ", iou_threshold);
+}
+
+inline void check_masks(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width) {
+  STD_TORCH_CHECK(masks.dim() == 3, "masks must have shape (N, h, w); got ", shape_of(masks));
+  STD_TORCH_CHECK(masks.size(0) == 0 || masks.numel() > 0, "masks must have a cell or more; got ", shape_of(masks));
+  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && boxes.size(0) == masks.size(0), "boxes must have shape (",
+                  masks.size(0), ", 4), one for each mask; got ", shape_of(boxes));
+  STD_TORCH_CHECK(is_floating(masks), "masks must be float64, float32, float16 or bfloat16");
+  STD_TORCH_CHECK(is_floating(boxes), "boxes must be float64, float32, float16 or bfloat16");
+  STD_TORCH_CHECK(masks.device() == boxes.device(), "masks and boxes must be on one device");
+  constexpr int64_t most = int64_t{1} << 31;
+  STD_TORCH_CHECK(height >= 0 && width >= 0 && height < most && width < most,
+                  "the image's height and width must be from 0 to 2 ** 31 - 1; got ", height, " x ", width);
 }
 
 }  // namespace maskrcnn

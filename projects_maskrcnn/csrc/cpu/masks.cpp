@@ -197,23 +197,8 @@ struct Masks {
   }
 };
 
-bool is_floating(const Tensor& tensor) {
-  ScalarType type = tensor.scalar_type();
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-         type == ScalarType::BFloat16;
-}
-
-Masks check_masks(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width) {
-  STD_TORCH_CHECK(masks.dim() == 3, "masks must have shape (N, h, w); got ", shape_of(masks));
-  STD_TORCH_CHECK(masks.size(0) == 0 || masks.numel() > 0, "masks must have a cell or more; got ", shape_of(masks));
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && boxes.size(0) == masks.size(0), "boxes must have shape (",
-                  masks.size(0), ", 4), one for each mask; got ", shape_of(boxes));
-  STD_TORCH_CHECK(is_floating(masks), "masks must be float64, float32, float16 or bfloat16");
-  STD_TORCH_CHECK(is_floating(boxes), "boxes must be float64, float32, float16 or bfloat16");
-  STD_TORCH_CHECK(masks.is_cpu() && boxes.is_cpu(), "masks and boxes must be on one device");
-  constexpr int64_t most = int64_t{1} << 31;
-  STD_TORCH_CHECK(height >= 0 && width >= 0 && height < most && width < most,
-                  "the image's height and width must be from 0 to 2 ** 31 - 1; got ", height, " x ", width);
+Masks prepare(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width) {
+  check_masks(masks, boxes, height, width);
   using torch::stable::contiguous, torch::stable::to;
   return {contiguous(to(masks, ScalarType::Float)),
           contiguous(to(boxes, ScalarType::Double)),
@@ -232,15 +217,15 @@ uint8_t to_byte(float value) {
 }  // namespace
 
 Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold) {
-  Masks checked = check_masks(masks, boxes, height, width);
+  Masks ready = prepare(masks, boxes, height, width);
   bool decide = threshold >= 0;
-  Tensor pasted = torch::stable::empty({checked.count, height, width}, decide ? ScalarType::Bool : ScalarType::Byte);
+  Tensor pasted = torch::stable::empty({ready.count, height, width}, decide ? ScalarType::Bool : ScalarType::Byte);
   auto* pixels = static_cast<uint8_t*>(pasted.mutable_data_ptr());
-  torch::stable::parallel_for(0, checked.count, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, ready.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       uint8_t* canvas = pixels + i * height * width;
       std::memset(canvas, 0, height * width);
-      Paste paste = checked.paste(i, /*by_columns=*/false);
+      Paste paste = ready.paste(i, /*by_columns=*/false);
       for (int64_t y = paste.lines().begin(); y < paste.lines().end(); y++) {
         uint8_t* row = canvas + y * width;
         if (decide) {
@@ -257,14 +242,14 @@ Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, do
 }
 
 std::tuple<Tensor, Tensor> masks_to_rle(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold) {
-  Masks checked = check_masks(masks, boxes, height, width);
+  Masks ready = prepare(masks, boxes, height, width);
   STD_TORCH_CHECK(threshold >= 0, "threshold must not be negative; got ", threshold);
   STD_TORCH_CHECK(height * width < int64_t{1} << 32, "COCO's encoding holds images of less than 2 ** 32 pixels; got ",
                   height, " x ", width);
-  std::vector<std::string> texts(checked.count);
-  torch::stable::parallel_for(0, checked.count, 1, [&](int64_t begin, int64_t end) {
+  std::vector<std::string> texts(ready.count);
+  torch::stable::parallel_for(0, ready.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      Paste paste = checked.paste(i, /*by_columns=*/true);
+      Paste paste = ready.paste(i, /*by_columns=*/true);
       RleWriter writer;
       for (int64_t x = paste.lines().begin(); x < paste.lines().end(); x++)
         paste.runs(x, static_cast<float>(threshold),
@@ -272,12 +257,12 @@ std::tuple<Tensor, Tensor> masks_to_rle(Tensor masks, Tensor boxes, int64_t heig
       texts[i] = writer.finish(height * width);
     }
   });
-  Tensor offsets = torch::stable::empty({checked.count + 1}, ScalarType::Long);
+  Tensor offsets = torch::stable::empty({ready.count + 1}, ScalarType::Long);
   auto* offset = offsets.mutable_data_ptr<int64_t>();
   offset[0] = 0;
-  for (int64_t i = 0; i < checked.count; i++) offset[i + 1] = offset[i] + static_cast<int64_t>(texts[i].size());
-  Tensor bytes = torch::stable::empty({offset[checked.count]}, ScalarType::Byte);
-  for (int64_t i = 0; i < checked.count; i++)
+  for (int64_t i = 0; i < ready.count; i++) offset[i + 1] = offset[i] + static_cast<int64_t>(texts[i].size());
+  Tensor bytes = torch::stable::empty({offset[ready.count]}, ScalarType::Byte);
+  for (int64_t i = 0; i < ready.count; i++)
     std::copy(texts[i].begin(), texts[i].end(), bytes.mutable_data_ptr<uint8_t>() + offset[i]);
   return {bytes, offsets};
 }

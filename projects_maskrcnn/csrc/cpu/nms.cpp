@@ -209,30 +209,10 @@ std::vector<uint8_t> kept_of(const Tensor& boxes, ScalarType type, const std::ve
   return kept;
 }
 
-bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-         type == ScalarType::BFloat16;
-}
-
 }  // namespace
 
 Tensor nms(Tensor boxes, Tensor scores, std::optional<Tensor> groups, double iou_threshold) {
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, "boxes must have shape (N, 4); got ", shape_of(boxes));
-  int64_t count = boxes.size(0);
-  STD_TORCH_CHECK(count < (int64_t{1} << 31), "boxes must be fewer than 2 ** 31; got ", count);
-  STD_TORCH_CHECK(scores.dim() == 1 && scores.size(0) == count, "scores must have shape (", count,
-                  ",), one for each box; got ", shape_of(scores));
-  STD_TORCH_CHECK(is_floating(boxes.scalar_type()), "boxes must be float64, float32, float16 or bfloat16");
-  STD_TORCH_CHECK(is_floating(scores.scalar_type()), "scores must be float64, float32, float16 or bfloat16");
-  STD_TORCH_CHECK(boxes.is_cpu() && scores.is_cpu() && (!groups || groups->is_cpu()),
-                  "boxes, scores and groups must be on one device");
-  if (groups) {
-    STD_TORCH_CHECK(groups->dim() == 1 && groups->size(0) == count, "groups must have shape (", count,
-                    ",), one for each box; got ", shape_of(*groups));
-    STD_TORCH_CHECK(groups->scalar_type() == ScalarType::Long, "groups must be int64");
-  }
-  STD_TORCH_CHECK(iou_threshold >= 0, "iou_threshold must not be negative; got ", iou_threshold);
-
+  check_nms(boxes, scores, groups, iou_threshold);
   std::vector<int64_t> order = by_decreasing_score(scores);
   std::vector<std::vector<int64_t>> members = split(order, groups);
   std::vector<uint8_t> kept = boxes.scalar_type() == ScalarType::Double

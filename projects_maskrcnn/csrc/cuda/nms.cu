@@ -1,4 +1,6 @@
 // Non-maximum suppression on a GPU.
+#include <array>
+
 #include "host.cuh"
 #include "nms.cuh"
 
@@ -15,52 +17,52 @@ Tensor sorted(const Tensor& scores) {
   return torch::stable::detail::to<Tensor>(stack[1]);
 }
 
-/// The largest float that is not above `threshold`. A float is above the one just if it is above the other.
-float rounded_down(double threshold) {
-  const float nearest = static_cast<float>(threshold);
-  return nearest > threshold ? std::nextafter(nearest, -INFINITY) : nearest;
+/// The largest Real that is not above `threshold`: a Real is above the one just if it is above the other.
+template <class Real>
+Real rounded_down(double threshold) {
+  const Real nearest = static_cast<Real>(threshold);
+  return nearest > threshold ? std::nextafter(nearest, Real(0)) : nearest;
+}
+
+template <class Real>
+void find_overlaps(const Tensor& boxes, const Tensor* groups, const int64_t* order, double iou_threshold,
+                   Bits* overlaps, cudaStream_t stream) {
+  const int count = static_cast<int>(boxes.size(0));
+  launch(nms_overlaps<Real>, ceil_div(count, kThreads), words_of(count), stream,
+         static_cast<const Real*>(boxes.data_ptr()),
+         groups != nullptr ? static_cast<const int64_t*>(groups->data_ptr()) : nullptr, order, count,
+         rounded_down<Real>(iou_threshold), overlaps);
 }
 
 }  // namespace
 
 Tensor nms(Tensor boxes, Tensor scores, std::optional<Tensor> groups, double iou_threshold) {
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, "boxes must have shape (N, 4); got ", shape_of(boxes));
-  STD_TORCH_CHECK(boxes.scalar_type() == ScalarType::Float, "boxes must be float32");
-  const int64_t count = boxes.size(0);
-  STD_TORCH_CHECK(scores.dim() == 1 && scores.size(0) == count, "scores must have shape (", count, "); got ",
-                  shape_of(scores));
-  STD_TORCH_CHECK(scores.device() == boxes.device(), "scores and boxes must be on one device");
-  if (groups) {
-    STD_TORCH_CHECK(groups->dim() == 1 && groups->size(0) == count && groups->scalar_type() == ScalarType::Long,
-                    "groups must be int64 of shape (", count, "); got ", shape_of(*groups));
-    STD_TORCH_CHECK(groups->device() == boxes.device(), "groups and boxes must be on one device");
-    groups = torch::stable::contiguous(*groups);
-  }
+  check_nms(boxes, scores, groups, iou_threshold);
   const OnDevice device(boxes);
-  boxes = torch::stable::contiguous(boxes);
-  const Tensor kept = torch::stable::new_empty(boxes, {count}, ScalarType::Long);
+  using torch::stable::contiguous, torch::stable::new_empty;
+  const bool is_double = boxes.scalar_type() == ScalarType::Double;
+  boxes = contiguous(torch::stable::to(boxes, is_double ? ScalarType::Double : ScalarType::Float));
+  if (groups) groups = contiguous(*groups);
+  const int count = static_cast<int>(boxes.size(0));
+  Tensor kept = new_empty(boxes, {count}, ScalarType::Long);
   if (count == 0) return kept;
-  STD_TORCH_CHECK(count <= INT32_MAX, "too many boxes: ", count);
 
-  const int64_t words = ceil_div(count, kBits);
+  const int64_t words = words_of(count);
   const Tensor order = sorted(scores);
-  const Tensor overlaps = torch::stable::new_empty(boxes, {count * words}, ScalarType::Long);
-  const Tensor scratch = torch::stable::new_empty(boxes, {words + 1}, ScalarType::Long);
+  const Tensor overlaps = new_empty(boxes, {count * words}, ScalarType::Long);
+  const Tensor scratch = new_empty(boxes, {words + 1}, ScalarType::Long);
   const auto* order_data = static_cast<const int64_t*>(order.data_ptr());
   auto* overlaps_data = static_cast<Bits*>(overlaps.data_ptr());
   auto* suppressed = static_cast<Bits*>(scratch.data_ptr());
   auto* kept_count = static_cast<int64_t*>(scratch.data_ptr()) + words;
-  launch(nms_overlaps, ceil_div(count, kThreads), std::min<int64_t>(words, 65535), device.stream,
-         static_cast<const float*>(boxes.data_ptr()),
-         groups ? static_cast<const int64_t*>(groups->data_ptr()) : nullptr, order_data, static_cast<int>(count),
-         rounded_down(iou_threshold), overlaps_data);
-  launch(nms_keep, 1, 1, device.stream, overlaps_data, order_data, static_cast<int>(count), suppressed,
+  (is_double ? find_overlaps<double> : find_overlaps<float>)(boxes, groups ? &*groups : nullptr, order_data,
+                                                             iou_threshold, overlaps_data, device.stream);
+  launch(nms_keep, 1, 1, device.stream, overlaps_data, order_data, count, suppressed,
          static_cast<int64_t*>(kept.data_ptr()), kept_count);
   int64_t total = 0;
   check(cudaMemcpyAsync(&total, kept_count, sizeof(total), cudaMemcpyDeviceToHost, device.stream));
   check(cudaStreamSynchronize(device.stream));
-  Tensor all = kept;
-  return torch::stable::narrow(all, 0, 0, total);
+  return torch::stable::narrow(kept, 0, 0, total);
 }
 
 }  // namespace maskrcnn::cuda

@@ -99,8 +99,7 @@ struct Gradients {
                                          ScalarType::Int)) {
     int64_t total = 0;
     for (size_t i = 0; i < heights.size(); ++i) {
-      STD_TORCH_CHECK(heights[i] > 0 && widths[i] > 0, "maps must have a cell or more; got ", heights[i], " x ",
-                      widths[i]);
+      check_length(heights[i], widths[i]);
       maps.push_back(
           empty_map(grad, grad.scalar_type(), {rois.num_images, grad.size(1), heights[i], widths[i]}, channels_last));
       const int64_t columns = ceil_div(widths[i], kTileColumns);

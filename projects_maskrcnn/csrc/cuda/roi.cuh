@@ -54,6 +54,17 @@ struct LaunchRois {
   }
 };
 
+/// The samples of a box on a map, along y or along x.
+template <class Real>
+__device__ __forceinline__ Axis<Real> axis_of(const float* box, const Map& map, const Options& options, bool along_x) {
+  return {along_x ? box[0] : box[1],
+          along_x ? box[2] : box[3],
+          map.scale,
+          along_x ? options.bins_x : options.bins_y,
+          along_x ? map.width : map.height,
+          options};
+}
+
 /// An RoI on the map that it is pooled from. When it names no image, it has no samples.
 template <class Real>
 struct Roi {
@@ -61,14 +72,10 @@ struct Roi {
   Axis<Real> y, x;
 
   __device__ __forceinline__ Roi(const LaunchRois& rois, const Maps& maps, const Options& options, int roi)
-      : Roi(rois.corners(roi), rois.image_of(roi), level_of(rois.corners(roi), options), maps, options) {}
-
- private:
-  __device__ __forceinline__ Roi(const float* box, int image, int level, const Maps& maps, const Options& options)
-      : image(image),
-        level(level),
-        y(box[1], box[3], maps.level[level].scale, options.bins_y, maps.level[level].height, options),
-        x(box[0], box[2], maps.level[level].scale, options.bins_x, maps.level[level].width, options) {
+      : image(rois.image_of(roi)),
+        level(level_of(rois.corners(roi), options)),
+        y(axis_of<Real>(rois.corners(roi), maps.level[level], options, false)),
+        x(axis_of<Real>(rois.corners(roi), maps.level[level], options, true)) {
     if (image < 0) y.count = x.count = 0;
   }
 };

@@ -12,44 +12,65 @@ constexpr int kBins = 16;            // bins along an axis that are tabulated at
 constexpr int kCells = 16;           // cells of a bin, along an axis, that the table has room for
 constexpr int kScalarChannels = 64;  // channels of a block of `roi_average_scalar`
 
+/// A cell along one axis, and what it weighs in a bin.
+template <class Real>
+struct WeightedCell {
+  int cell;
+  Real weight;
+};
+
 /// The cells that the samples of one bin touch along one axis, with the sum of their weights.
 template <class Real>
 struct Bin {
   int count;
-  int cell[kCells];
-  Real weight[kCells];
+  WeightedCell<Real> cells[kCells];
+
+  /// False when the cell is new, and there is no room. A weight of zero must not matter, though the cell hold a NaN.
+  __device__ __forceinline__ bool add(int cell, Real weight) {
+    if (weight == 0) return true;
+    // Samples come in order, so a cell that is not new is one of the last two.
+    for (int i = count - 1; i >= 0 && i >= count - 2; --i) {
+      if (cells[i].cell != cell) continue;
+      cells[i].weight += weight;
+      return true;
+    }
+    if (count == kCells) return false;
+    cells[count++] = {cell, weight};
+    return true;
+  }
+
+  /// Takes the cells of the axis' bin `p`. False when they are too many.
+  __device__ __forceinline__ bool fill(const Axis<Real>& axis, int p) {
+    count = 0;
+    Real first;
+    const int samples = axis.samples(p, first);
+    const Real share = share_of_sample(axis, samples);
+    for (int i = 0; i < samples; ++i) {
+      Sample<Real> sample;
+      if (!axis.at(p, first + static_cast<Real>(i), sample)) continue;
+      if (!add(sample.low, (1 - sample.fraction) * share)) return false;
+      if (!add(sample.high, sample.fraction * share)) return false;
+    }
+    return true;
+  }
 };
 
-/// Adds to a cell's weight. False when the cell is new, and there is no room.
+/// The slow way, for a bin with any number of cells: the two around each sample.
 template <class Real>
-__device__ __forceinline__ bool add_weight(Bin<Real>& bin, int cell, Real weight) {
-  if (weight == 0) return true;  // such a cell must not matter, though it hold a NaN
-  int i = 0;
-  while (i < bin.count && bin.cell[i] != cell) ++i;
-  if (i == kCells) return false;
-  if (i == bin.count) {
-    bin.cell[i] = cell;
-    bin.weight[i] = 0;
-    ++bin.count;
-  }
-  bin.weight[i] += weight;
-  return true;
+__device__ __forceinline__ int unmerged_count(const Axis<Real>& axis, int p) {
+  Real first;
+  return 2 * axis.samples(p, first);
 }
 
-/// Fills `bin` with the cells of the axis' bin `p`. False when they are too many.
+/// The `i`-th of these cells. It weighs nothing when its sample is off the map.
 template <class Real>
-__device__ __forceinline__ bool merge_samples(const Axis<Real>& axis, int p, Bin<Real>& bin) {
-  bin.count = 0;
+__device__ __forceinline__ WeightedCell<Real> unmerged_cell(const Axis<Real>& axis, int p, int i) {
   Real first;
-  const int samples = axis.samples(p, first);
-  const Real share = share_of_sample(axis, samples);
-  for (int i = 0; i < samples; ++i) {
-    Sample<Real> sample;
-    if (!axis.at(p, first + static_cast<Real>(i), sample)) continue;
-    if (!add_weight(bin, sample.low, (1 - sample.fraction) * share)) return false;
-    if (!add_weight(bin, sample.high, sample.fraction * share)) return false;
-  }
-  return true;
+  const Real share = share_of_sample(axis, axis.samples(p, first));
+  Sample<Real> sample;
+  if (!axis.at(p, first + static_cast<Real>(i / 2), sample)) return {0, 0};
+  if (i % 2) return {sample.high, sample.fraction * share};
+  return {sample.low, (1 - sample.fraction) * share};
 }
 
 /// The bins from (first_y, first_x) on, as many as there is room for.
@@ -60,89 +81,92 @@ struct BinTable {
   /// For all threads of a block to call together. False when a bin has too many cells for the table.
   __device__ __forceinline__ bool fill(const LaunchRois& rois, const Maps& maps, const Options& options, int index,
                                        int first_y, int first_x) {
-    const Roi<Real> roi(rois, maps, options, index);
-    const int axis = threadIdx.x / kWarp, bin = threadIdx.x % kWarp;
+    const int warp = threadIdx.x / kWarp, bin = threadIdx.x % kWarp;  // a warp takes an axis
     bool fits = true;
-    if (bin < kBins && axis == 0 && first_y + bin < roi.y.bins) fits = merge_samples(roi.y, first_y + bin, y[bin]);
-    if (bin < kBins && axis == 1 && first_x + bin < roi.x.bins) fits = merge_samples(roi.x, first_x + bin, x[bin]);
+    if (warp < 2 && bin < kBins) {
+      const Roi<Real> roi(rois, maps, options, index);
+      if (warp == 0 && first_y + bin < roi.y.bins) fits = y[bin].fill(roi.y, first_y + bin);
+      if (warp == 1 && first_x + bin < roi.x.bins) fits = x[bin].fill(roi.x, first_x + bin);
+    }
     return __syncthreads_and(fits);
   }
 };
 
-/// Calls visit(y, x, weight) with the four cells around each sample of a bin: the slow way, for bins of any size.
-template <class Real, class Visit>
-__device__ __forceinline__ void visit_samples(const Roi<Real>& roi, int bin_y, int bin_x, Visit visit) {
-  Real first_y, first_x;
-  const int samples_y = roi.y.samples(bin_y, first_y), samples_x = roi.x.samples(bin_x, first_x);
-  const Real share = share_of_sample(roi.y, samples_y) * share_of_sample(roi.x, samples_x);
-#pragma unroll 1  // this is not the place to spend registers
-  for (int i = 0; i < samples_y; ++i) {
-    Sample<Real> y;
-    if (!roi.y.at(bin_y, first_y + static_cast<Real>(i), y)) continue;
-#pragma unroll 1
-    for (int j = 0; j < samples_x; ++j) {
-      Sample<Real> x;
-      if (!roi.x.at(bin_x, first_x + static_cast<Real>(j), x)) continue;
-#pragma unroll 1
-      for (int corner = 0; corner < 4; ++corner) {
-        const bool down = corner & 2, right = corner & 1;
-        const Real weight = (down ? y.fraction : 1 - y.fraction) * (right ? x.fraction : 1 - x.fraction) * share;
-        if (weight != 0) visit(down ? y.high : y.low, right ? x.high : x.low, weight);
-      }
-    }
-  }
-}
+template <class T>
+struct PackedShared {
+  /// A cell of a bin: its channels, and its weight.
+  struct Cell {
+    const T* channels;
+    Real<T> weight;
+  };
+  BinTable<Real<T>> table;
+  Cell cells[kWarps][kWarp];  // each warp has its own
+};
 
 /// For channels that lie side by side, in packs: maps and `out` (R, bins_y, bins_x, channels), aligned to 16 bytes.
-/// A block takes an RoI (blockIdx.x) and a chunk of channels (blockIdx.y); a warp takes a bin at a time.
+/// A block takes an RoI (blockIdx.x) and a chunk of channels (blockIdx.y); a warp takes a bin at a time: each lane
+/// looks up one of its cells, then all lanes read the channels of each.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
     roi_average_packed(const __grid_constant__ Maps maps, const __grid_constant__ LaunchRois rois,
                        const __grid_constant__ Options options, int channels, T* __restrict__ out) {
   constexpr int kSize = Pack<T>::kSize;
   constexpr int kInFlight = 4;  // loads that are under way before the first is waited for
-  auto& table = shared_memory<BinTable<Real<T>>>();
+  auto& shared = shared_memory<PackedShared<T>>();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  auto* list = shared.cells[warp];
   const int index = rois.first + blockIdx.x;
-  const int channel = (blockIdx.y * kWarp + threadIdx.x % kWarp) * kSize;
+  const int my_channel = (blockIdx.y * kWarp + lane) * kSize;
+  const int channel = min(my_channel, channels - kSize);  // a lane with none repeats the last one, and stores nothing
   const int image = rois.image_of(index);
-  const Map& map = maps.level[level_of(rois.corners(index), options)];
-  const T* cells = static_cast<const T*>(map.data) + image * map.image_stride + channel;
-  const int64_t bins = static_cast<int64_t>(options.bins_y) * options.bins_x;
-  T* pooled = out + index * bins * channels + channel;
+  const float* box = rois.corners(index);
+  const Map& map = maps.level[level_of(box, options)];
+  const T* cells = static_cast<const T*>(map.data) + image * map.image_stride;
 
   for (int first_y = 0; first_y < options.bins_y; first_y += kBins) {
     for (int first_x = 0; first_x < options.bins_x; first_x += kBins) {
       __syncthreads();  // before the table is written anew
-      const bool fits = table.fill(rois, maps, options, index, first_y, first_x);
+      const bool fits = shared.table.fill(rois, maps, options, index, first_y, first_x);
       const int bins_y = min(kBins, options.bins_y - first_y), bins_x = min(kBins, options.bins_x - first_x);
-      if (channel >= channels) continue;
-      for (int bin = threadIdx.x / kWarp; bin < bins_y * bins_x; bin += kWarps) {
+      for (int bin = warp; bin < bins_y * bins_x; bin += kWarps) {
         const int bin_y = bin / bins_x, bin_x = bin % bins_x;
+        // Where the table does not serve, an axis is made anew each time, lest it take registers from the usual case.
+        const auto y_axis = [&] { return axis_of<Real<T>>(box, map, options, false); };
+        const auto x_axis = [&] { return axis_of<Real<T>>(box, map, options, true); };
+        const int count_y = fits ? shared.table.y[bin_y].count : unmerged_count(y_axis(), first_y + bin_y);
+        const int count_x = fits ? shared.table.x[bin_x].count : unmerged_count(x_axis(), first_x + bin_x);
+        const int64_t count = static_cast<int64_t>(count_y) * count_x;
         Real<T> sum[kSize] = {};
-        if (fits) {
-          const Bin<Real<T>>&y = table.y[bin_y], &x = table.x[bin_x];
-          for (int i = 0; i < y.count; ++i) {
-            const T* row = cells + y.cell[i] * map.row_stride;
-            for (int j = 0; j < x.count; j += kInFlight) {
-              Pack<T> packs[kInFlight];
+        for (int64_t first = 0; first < count; first += kWarp) {
+          const T* channels_of_cell = cells;
+          Real<T> weight = 0;
+          if (first + lane < count) {
+            const int i = static_cast<int>((first + lane) / count_x), j = static_cast<int>((first + lane) % count_x);
+            const auto y = fits ? shared.table.y[bin_y].cells[i] : unmerged_cell(y_axis(), first_y + bin_y, i);
+            const auto x = fits ? shared.table.x[bin_x].cells[j] : unmerged_cell(x_axis(), first_x + bin_x, j);
+            channels_of_cell += y.cell * map.row_stride + x.cell * map.column_stride;
+            weight = y.weight * x.weight;
+          }
+          const unsigned used = __ballot_sync(~0u, weight != 0);
+          const int listed = __popc(used);
+          __syncwarp();  // before the list is written anew
+          if (weight != 0) list[__popc(used & ((1u << lane) - 1))] = {channels_of_cell, weight};
+          __syncwarp();
+          for (int i = 0; i < listed; i += kInFlight) {
+            Pack<T> packs[kInFlight];
 #pragma unroll
-              for (int k = 0; k < kInFlight; ++k) {
-                if (j + k < x.count) packs[k] = Pack<T>::load(row + x.cell[j + k] * map.column_stride);
-              }
+            for (int k = 0; k < kInFlight; ++k) {
+              if (i + k < listed) packs[k] = Pack<T>::load(list[i + k].channels + channel);
+            }
 #pragma unroll
-              for (int k = 0; k < kInFlight; ++k) {
-                if (j + k < x.count) packs[k].add_to(sum, y.weight[i] * x.weight[j + k]);
-              }
+            for (int k = 0; k < kInFlight; ++k) {
+              if (i + k < listed) packs[k].add_to(sum, list[i + k].weight);
             }
           }
-        } else {
-          const Roi<Real<T>> roi(rois, maps, options, index);  // not kept, for the sake of registers
-          visit_samples(roi, first_y + bin_y, first_x + bin_x, [&](int y, int x, Real<T> weight) {
-            Pack<T>::load(cells + y * map.row_stride + x * map.column_stride).add_to(sum, weight);
-          });
         }
-        const int64_t out_bin = static_cast<int64_t>(first_y + bin_y) * options.bins_x + first_x + bin_x;
-        Pack<T>::of(sum).store(pooled + out_bin * channels);
+        const int64_t out_row = static_cast<int64_t>(index) * options.bins_y + first_y + bin_y;
+        const int64_t out_bin = out_row * options.bins_x + first_x + bin_x;
+        if (my_channel < channels) Pack<T>::of(sum).store(out + out_bin * channels + my_channel);
       }
     }
   }
@@ -160,7 +184,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
   const int first_channel = blockIdx.y * kScalarChannels;
   const int block_channels = min(kScalarChannels, channels - first_channel);
   const int image = rois.image_of(index);
-  const Map& map = maps.level[level_of(rois.corners(index), options)];
+  const float* box = rois.corners(index);
+  const Map& map = maps.level[level_of(box, options)];
   const T* cells = static_cast<const T*>(map.data) + image * map.image_stride;
   const int64_t bins = static_cast<int64_t>(options.bins_y) * options.bins_x;
   T* pooled = out + index * bins * channels;
@@ -179,18 +204,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
         if (fits) {
           const Bin<Real<T>>&y = table.y[bin_y], &x = table.x[bin_x];
           for (int j = 0; j < y.count; ++j) {
-            const T* row = plane + y.cell[j] * map.row_stride;
+            const T* row = plane + y.cells[j].cell * map.row_stride;
             Real<T> row_sum = 0;
             for (int k = 0; k < x.count; ++k) {
-              row_sum += x.weight[k] * static_cast<Real<T>>(row[x.cell[k] * map.column_stride]);
+              row_sum += x.cells[k].weight * static_cast<Real<T>>(row[x.cells[k].cell * map.column_stride]);
             }
-            sum += y.weight[j] * row_sum;
+            sum += y.cells[j].weight * row_sum;
           }
         } else {
-          const Roi<Real<T>> roi(rois, maps, options, index);  // not kept, for the sake of registers
-          visit_samples(roi, first_y + bin_y, first_x + bin_x, [&](int y, int x, Real<T> weight) {
-            sum += weight * static_cast<Real<T>>(plane[y * map.row_stride + x * map.column_stride]);
-          });
+          const Axis<Real<T>> y_axis = axis_of<Real<T>>(box, map, options, false);
+          const Axis<Real<T>> x_axis = axis_of<Real<T>>(box, map, options, true);
+          const int count_y = unmerged_count(y_axis, first_y + bin_y);
+          const int count_x = unmerged_count(x_axis, first_x + bin_x);
+          for (int j = 0; j < count_y; ++j) {
+            const WeightedCell<Real<T>> y = unmerged_cell(y_axis, first_y + bin_y, j);
+            for (int k = 0; k < count_x && y.weight != 0; ++k) {
+              const WeightedCell<Real<T>> x = unmerged_cell(x_axis, first_x + bin_x, k);
+              if (x.weight == 0) continue;
+              const T* value = plane + y.cell * map.row_stride + x.cell * map.column_stride;
+              sum += y.weight * x.weight * static_cast<Real<T>>(*value);
+            }
+          }
         }
         const int64_t out_bin = static_cast<int64_t>(first_y + bin_y) * options.bins_x + first_x + bin_x;
         pooled[channels_last ? out_bin * channels + channel : channel * bins + out_bin] = static_cast<T>(sum);

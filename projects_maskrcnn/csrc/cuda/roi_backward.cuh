@@ -12,6 +12,7 @@ namespace maskrcnn::cuda {
 
 constexpr int kTileRows = 4;
 constexpr int kTileColumns = 8;
+constexpr int kLines = kTileRows + kTileColumns;
 constexpr int kRoiBatch = 8;  // RoIs that are tabulated at a time
 static_assert(kTileRows * kTileColumns == kWarp, "a lane is a cell");
 
@@ -73,15 +74,16 @@ struct Tile {
   }
 };
 
-/// What the bins of one RoI, along one axis, weigh in the cells of a tile.
-template <class Real, int kTileCells>
+/// What the bins of one RoI weigh in the lines of a tile: in its rows, along y, and then in its columns, along x.
+template <class Real>
 struct TileWeights {
-  Real weight[kTileCells][kBins + 1];       // an odd pitch, so that cells lie in different banks
-  int first[kTileCells], last[kTileCells];  // the bins that weigh anything in a cell lie between these
+  Real weight[kLines][kBins + 1];   // an odd pitch, so that lines lie in different banks
+  int first[kLines], last[kLines];  // the bins that weigh anything in a line lie between these
 
-  /// One thread fills in the bin `p`, in column `bin` of the table.
-  __device__ __forceinline__ void fill(const Axis<Real>& axis, int p, int bin, int first_cell) {
-    for (int i = 0; i < kTileCells; ++i) weight[i][bin] = 0;
+  /// One thread fills in the bin `p`, in column `bin` of the table: lines `begin` to `end`, that lie on the axis from
+  /// `cell` on.
+  __device__ __forceinline__ void fill(const Axis<Real>& axis, int p, int bin, int begin, int end, int cell) {
+    for (int line = begin; line < end; ++line) weight[line][bin] = 0;
     if (p >= axis.bins) return;
     Real first_sample;
     const int samples = axis.samples(p, first_sample);
@@ -89,20 +91,20 @@ struct TileWeights {
     for (int i = 0; i < samples; ++i) {
       Sample<Real> sample;
       if (!axis.at(p, first_sample + static_cast<Real>(i), sample)) continue;
-      const int low = sample.low - first_cell, high = sample.high - first_cell;
-      if (low >= 0 && low < kTileCells) weight[low][bin] += (1 - sample.fraction) * share;
-      if (high >= 0 && high < kTileCells) weight[high][bin] += sample.fraction * share;
+      const int low = sample.low - cell + begin, high = sample.high - cell + begin;
+      if (low >= begin && low < end) weight[low][bin] += (1 - sample.fraction) * share;
+      if (high >= begin && high < end) weight[high][bin] += sample.fraction * share;
     }
   }
 
-  /// One thread finds the bins of a cell.
-  __device__ __forceinline__ void find_bins(int cell) {
-    first[cell] = 0;
-    last[cell] = -1;
+  /// One thread finds the bins of a line.
+  __device__ __forceinline__ void find_bins(int line) {
+    first[line] = 0;
+    last[line] = -1;
     for (int bin = kBins - 1; bin >= 0; --bin) {
-      if (weight[cell][bin] == 0) continue;
-      first[cell] = bin;
-      if (last[cell] < 0) last[cell] = bin;
+      if (weight[line][bin] == 0) continue;
+      first[line] = bin;
+      if (last[line] < 0) last[line] = bin;
     }
   }
 };
@@ -111,8 +113,7 @@ template <class Real>
 struct TileShared {
   int warp_hits[kWarps];
   int hit[kThreads];
-  TileWeights<Real, kTileRows> y[kRoiBatch];
-  TileWeights<Real, kTileColumns> x[kRoiBatch];
+  TileWeights<Real> weights[kRoiBatch];
 };
 
 /// Lists the RoIs from `start` on, a block's worth of them, that touch the tile, in their order. Returns their number.
@@ -135,8 +136,8 @@ __device__ __forceinline__ int list_hits(TileShared<Real>& shared, const Tile& t
   return total;
 }
 
-/// Calls visit(roi, its weights along y, along x, first bin along y, along x) for each RoI that touches the tile, with
-/// all threads of the block, in the RoIs' order; repeatedly, where an RoI has more bins than the table.
+/// Calls visit(roi, its weights, first bin along y, along x) for each RoI that touches the tile, with all threads of
+/// the block, in the RoIs' order; repeatedly, where an RoI has more bins than the table.
 template <class Real, class Visit>
 __device__ __forceinline__ void visit_rois(TileShared<Real>& shared, const Tile& tile, const Maps& maps,
                                            const LaunchRois& rois, const Options& options, const Extent* extents,
@@ -150,25 +151,17 @@ __device__ __forceinline__ void visit_rois(TileShared<Real>& shared, const Tile&
         for (int first_x = 0; first_x < options.bins_x; first_x += kBins) {
           for (int i = threadIdx.x; i < batch * 2 * kBins; i += kThreads) {
             const int slot = i / (2 * kBins), bin = i % kBins;
-            const Roi<Real> roi(rois, maps, options, shared.hit[first_hit + slot]);
-            if (i / kBins % 2 == 0) {
-              shared.y[slot].fill(roi.y, first_y + bin, bin, tile.y);
-            } else {
-              shared.x[slot].fill(roi.x, first_x + bin, bin, tile.x);
-            }
+            const bool along_x = i / kBins % 2;
+            const float* box = rois.corners(shared.hit[first_hit + slot]);
+            shared.weights[slot].fill(axis_of<Real>(box, maps.level[tile.level], options, along_x),
+                                      (along_x ? first_x : first_y) + bin, bin, along_x ? kTileRows : 0,
+                                      along_x ? kLines : kTileRows, along_x ? tile.x : tile.y);
           }
           __syncthreads();
-          for (int i = threadIdx.x; i < batch * (kTileRows + kTileColumns); i += kThreads) {
-            const int slot = i / (kTileRows + kTileColumns), cell = i % (kTileRows + kTileColumns);
-            if (cell < kTileRows) {
-              shared.y[slot].find_bins(cell);
-            } else {
-              shared.x[slot].find_bins(cell - kTileRows);
-            }
-          }
+          for (int i = threadIdx.x; i < batch * kLines; i += kThreads) shared.weights[i / kLines].find_bins(i % kLines);
           __syncthreads();
           for (int slot = 0; slot < batch; ++slot) {
-            visit(shared.hit[first_hit + slot], shared.y[slot], shared.x[slot], first_y, first_x);
+            visit(shared.hit[first_hit + slot], shared.weights[slot], first_y, first_x);
           }
           __syncthreads();  // before the table is written anew
         }
@@ -195,22 +188,23 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
   Real<T> sum[kCellsPerWarp][kSize] = {};
 
   visit_rois(shared_memory<TileShared<Real<T>>>(), tile, maps, rois, options, extents,
-             [&](int roi, const auto& y, const auto& x, int first_y, int first_x) {
+             [&](int roi, const TileWeights<Real<T>>& weights, int first_y, int first_x) {
                if (channel >= channels) return;
-               int first = x.first[column], last = x.last[column];
-               for (int i = 1; i < kCellsPerWarp; ++i) {
-                 if (x.last[column + i] < 0) continue;
-                 first = last < 0 ? x.first[column + i] : min(first, x.first[column + i]);
-                 last = max(last, x.last[column + i]);
+               const int line = kTileRows + column;  // of the first cell
+               int first = kBins, last = -1;
+               for (int i = line; i < line + kCellsPerWarp; ++i) {
+                 if (weights.last[i] < 0) continue;
+                 first = min(first, weights.first[i]);
+                 last = max(last, weights.last[i]);
                }
-               for (int j = y.first[row]; j <= y.last[row]; ++j) {
+               for (int j = weights.first[row]; j <= weights.last[row]; ++j) {
                  const int64_t bin = static_cast<int64_t>(first_y + j) * options.bins_x + first_x;
-                 const T* line = grad + (roi * bins + bin) * channels + channel;
+                 const T* from = grad + (roi * bins + bin) * channels + channel;
                  for (int k = first; k <= last; ++k) {
-                   const Pack<T> pack = Pack<T>::load(line + static_cast<int64_t>(k) * channels);
+                   const Pack<T> pack = Pack<T>::load(from + static_cast<int64_t>(k) * channels);
 #pragma unroll
                    for (int i = 0; i < kCellsPerWarp; ++i) {
-                     const Real<T> weight = y.weight[row][j] * x.weight[column + i][k];
+                     const Real<T> weight = weights.weight[row][j] * weights.weight[line + i][k];
                      if (weight != 0) pack.add_to(sum[i], weight);
                    }
                  }
@@ -227,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
   }
 }
 
-/// What sample `number` of bin `p`, of `samples` that begin with `first`, weighs in a cell.
+/// What the sample `number` of bin `p` weighs in a cell.
 template <class Real>
 __device__ __forceinline__ Real weight_of_sample(const Axis<Real>& axis, int p, Real number, int cell) {
   Sample<Real> sample;
@@ -245,51 +239,50 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
                         const __grid_constant__ Map grad_map, const Extent* __restrict__ extents,
                         const int* __restrict__ argmax, int channels) {
   const Tile tile(tiles, rois, options.num_levels, blockIdx.x);
+  const Map& map = maps.level[tile.level];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int row = lane / kTileColumns, column = lane % kTileColumns;
   const int first_channel = (blockIdx.y * kWarps + warp) * kChannels;
   const int my_channels = min(kChannels, channels - first_channel);
-  const T* grad = static_cast<const T*>(grad_map.data) + first_channel * grad_map.channel_stride;
+  const T* grad = static_cast<const T*>(grad_map.data);
   Real<T> sum[kChannels] = {};
 
   visit_rois(shared_memory<TileShared<Real<T>>>(), tile, maps, rois, options, extents,
-             [&](int index, const auto& y, const auto& x, int first_y, int first_x) {
-               for (int j = y.first[row]; j <= y.last[row]; ++j) {
-                 for (int k = x.first[column]; k <= x.last[column]; ++k) {
-                   const Real<T> weight_y = y.weight[row][j], weight_x = x.weight[column][k];
+             [&](int roi, const TileWeights<Real<T>>& weights, int first_y, int first_x) {
+               const int line = kTileRows + column;
+               for (int j = weights.first[row]; j <= weights.last[row]; ++j) {
+                 for (int k = weights.first[line]; k <= weights.last[line]; ++k) {
+                   const Real<T> weight_y = weights.weight[row][j], weight_x = weights.weight[line][k];
                    if (weight_y == 0 || weight_x == 0) continue;
                    const int bin_y = first_y + j, bin_x = first_x + k;
-                   const int64_t at =
-                       index * grad_map.image_stride + bin_y * grad_map.row_stride + bin_x * grad_map.column_stride;
+                   int64_t from = roi * grad_map.image_stride + first_channel * grad_map.channel_stride +
+                                  bin_y * grad_map.row_stride + bin_x * grad_map.column_stride;
                    if constexpr (kMaximum) {
-                     const Roi<Real<T>> roi(rois, maps, options, index);
+                     const Axis<Real<T>> y = axis_of<Real<T>>(rois.corners(roi), map, options, false);
+                     const Axis<Real<T>> x = axis_of<Real<T>>(rois.corners(roi), map, options, true);
                      Real<T> sample_y, sample_x;
-                     roi.y.samples(bin_y, sample_y);
-                     const int samples_x = roi.x.samples(bin_x, sample_x);
+                     y.samples(bin_y, sample_y);
+                     const int samples_x = x.samples(bin_x, sample_x);
 #pragma unroll
-                     for (int i = 0; i < kChannels; ++i) {
-                       if (i >= my_channels) break;
-                       const int64_t from = at + i * grad_map.channel_stride;
-                       const int sample = argmax[first_channel * grad_map.channel_stride + from];
-                       if (sample < 0) continue;
-                       const Real<T> number_y = sample_y + static_cast<Real<T>>(sample / samples_x);
-                       const Real<T> number_x = sample_x + static_cast<Real<T>>(sample % samples_x);
-                       const Real<T> share = weight_of_sample(roi.y, bin_y, number_y, tile.y + row) *
-                                             weight_of_sample(roi.x, bin_x, number_x, tile.x + column);
+                     for (int i = 0; i < kChannels; ++i, from += grad_map.channel_stride) {
+                       const int number = i < my_channels ? argmax[from] : -1;
+                       if (number < 0) continue;
+                       const Real<T> number_y = sample_y + static_cast<Real<T>>(number / samples_x);
+                       const Real<T> number_x = sample_x + static_cast<Real<T>>(number % samples_x);
+                       const Real<T> share = weight_of_sample(y, bin_y, number_y, tile.y + row) *
+                                             weight_of_sample(x, bin_x, number_x, tile.x + column);
                        if (share != 0) sum[i] += share * static_cast<Real<T>>(grad[from]);
                      }
                    } else {
-                     const T* from = grad + at;
 #pragma unroll
                      for (int i = 0; i < kChannels; ++i, from += grad_map.channel_stride) {
-                       if (i < my_channels) sum[i] += weight_y * weight_x * static_cast<Real<T>>(*from);
+                       if (i < my_channels) sum[i] += weight_y * weight_x * static_cast<Real<T>>(grad[from]);
                      }
                    }
                  }
                }
              });
 
-  const Map& map = maps.level[tile.level];
   if (tile.y + row >= map.height || tile.x + column >= map.width) return;
   T* cell = static_cast<T*>(map.data) + tile.image * map.image_stride + first_channel * map.channel_stride +
             (tile.y + row) * map.row_stride + (tile.x + column) * map.column_stride;

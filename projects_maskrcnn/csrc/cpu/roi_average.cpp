@@ -1,119 +1,14 @@
-// RoIAlign, RoIWarp and RoIPool on a CPU.
+// The mean of each bin's samples, and its gradient.
 //
 // An average over bilinear samples factors: per channel, out = Wy F Wx^T with one sparse matrix for each axis, and the
 // gradient is Wy^T G Wx. Forward, the threads share the RoIs. Backward, they share the rows of the maps: each row
 // gathers from the RoIs that cross it, in their order, and is written once. So there are no races, and the bits do not
 // depend on the number of threads.
-#include <atomic>
-#include <cstring>
-#include <memory>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-#include "../tensors.h"
-#include "kernels.h"
+#include "roi.h"
 
 namespace maskrcnn::cpu {
 
 namespace {
-
-/// Runs `worker(next)` on every thread; `next()` hands out 0, 1, 2 ...; the worker stops at the end it knows.
-template <class Worker>
-void share_work(int64_t items, const Worker& worker) {
-  std::atomic<int64_t> counter{0};
-  const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { worker([&] { return counter++; }); });
-}
-
-/// Asks for large pages, where the system offers them: faulting in small ones costs as much as pooling does.
-void want_large_pages(void* data, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t page = 1 << 21;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
-Tensor empty(const Tensor& like, ScalarType type, const Ints& sizes, bool channels_last) {
-  Tensor result = empty_map(like, type, sizes, channels_last);
-  want_large_pages(result.data_ptr(), result.numel() * result.element_size());
-  return result;
-}
-
-template <class T>
-struct Map {
-  T* data;
-  int64_t image_stride, channel_stride, row_stride, column_stride;
-  int height, width;
-};
-
-template <class T>
-std::vector<Map<T>> maps_of(const Tensors& tensors) {
-  std::vector<Map<T>> maps;
-  for (const Tensor& t : tensors)
-    maps.push_back({reinterpret_cast<T*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3),
-                    static_cast<int>(t.size(2)), static_cast<int>(t.size(3))});
-  return maps;
-}
-
-/// Image, level and corners of one RoI.
-struct Roi {
-  int64_t image;
-  int level;
-  const float* box;
-
-  template <class Real, class MapT>
-  Axis<Real> y(const Rois& rois, const MapT& map) const {
-    return {box[1], box[3], rois.scales[level], rois.options.bins_y, map.height, rois.options};
-  }
-  template <class Real, class MapT>
-  Axis<Real> x(const Rois& rois, const MapT& map) const {
-    return {box[0], box[2], rois.scales[level], rois.options.bins_x, map.width, rois.options};
-  }
-};
-
-/// Raises std::runtime_error: an image index is out of range.
-std::vector<Roi> list_rois(const Rois& rois, const Ints& boxes_per_image) {
-  std::vector<Roi> list(rois.size());
-  const float* data = static_cast<const float*>(rois.boxes.data_ptr());
-  const int64_t width = rois.boxes.size(1);
-  int64_t image = 0, left = boxes_per_image.empty() ? 0 : boxes_per_image[0];
-  for (int64_t r = 0; r < rois.size(); r++) {
-    const float* row = data + r * width;
-    if (rois.indexed()) {
-      STD_TORCH_CHECK(row[0] >= 0 && row[0] < rois.num_images, "image index ", row[0], " of RoI ", r,
-                      " is out of range: features hold ", rois.num_images, " images");
-      image = static_cast<int64_t>(row[0]);
-    } else {
-      while (left == 0) left = boxes_per_image[++image];
-      left--;
-    }
-    const float* box = row + (rois.indexed() ? 1 : 0);
-    list[r] = {image, level_of(box, rois.options), box};
-  }
-  return list;
-}
-
-int64_t bins_of(const Rois& rois) { return static_cast<int64_t>(rois.options.bins_y) * rois.options.bins_x; }
-
-/// An order in which neighbours on a map follow each other, so that what one RoI has read the next finds in the cache.
-std::vector<int64_t> by_place(const Rois& rois, const std::vector<Roi>& list) {
-  constexpr float band = 16;  // cells
-  std::vector<std::tuple<int, int64_t, float, float, int64_t>> keys(list.size());
-  for (size_t r = 0; r < list.size(); r++) {
-    const float scale = rois.scales[list[r].level] / 2;
-    const float y = (list[r].box[1] + list[r].box[3]) * scale, x = (list[r].box[0] + list[r].box[2]) * scale;
-    const bool finite = std::isfinite(y) && std::isfinite(x);
-    keys[r] = {list[r].level, list[r].image, finite ? std::floor(y / band) : 0, finite ? x : 0, r};
-  }
-  std::sort(keys.begin(), keys.end());
-  std::vector<int64_t> order(list.size());
-  for (size_t i = 0; i < order.size(); i++) order[i] = std::get<4>(keys[i]);
-  return order;
-}
 
 /// The weights of cells in bins along one axis: a row for each bin. Columns count from cell `low` on.
 template <class Real>
@@ -212,78 +107,6 @@ struct Columns {
 
   ColumnWeights view() const { return {sparse.view(), columns, groups, dense.data(), begin.data(), end.data()}; }
 };
-
-/// The samples of an axis, for maxima.
-template <class Real>
-struct Samples {
-  int lowest = 0, cells = 0;
-  std::vector<int32_t> first, order, low, high, considered;
-  std::vector<Real> fraction;
-  std::vector<uint8_t> complete;
-
-  void build(const Axis<Real>& axis) {
-    first.assign(1, 0);
-    for (auto* v : {&order, &low, &high, &considered}) v->clear();
-    fraction.clear();
-    complete.clear();
-    for (int bin = 0; bin < axis.bins; bin++) {
-      Real start;
-      const int samples = axis.samples(bin, start);
-      for (int k = 0; k < samples; k++) {
-        Sample<Real> sample;
-        if (!axis.at(bin, start + k, sample)) continue;
-        order.push_back(k);
-        low.push_back(sample.low);
-        high.push_back(sample.high);
-        fraction.push_back(sample.fraction);
-      }
-      const auto on_map = static_cast<int32_t>(low.size()) - first.back();
-      considered.push_back(samples);
-      complete.push_back(axis.whole_cells || static_cast<Real>(on_map) >= axis.count);
-      first.push_back(static_cast<int32_t>(low.size()));
-    }
-    lowest = low.empty() ? 0 : *std::min_element(low.begin(), low.end());
-    cells = low.empty() ? 0 : *std::max_element(high.begin(), high.end()) - lowest + 1;
-    for (int32_t& cell : low) cell -= lowest;
-    for (int32_t& cell : high) cell -= lowest;
-  }
-
-  SampleRows<Real> view() const {
-    return {static_cast<int>(first.size()) - 1,
-            first.data(),
-            order.data(),
-            low.data(),
-            high.data(),
-            fraction.data(),
-            considered.data(),
-            complete.data()};
-  }
-};
-
-/// A block of channels of the cells that an RoI touches: in place where the map's layout allows, else packed.
-template <class T>
-struct Cells {
-  using Real = Sum<T>;
-  const Real* data;
-  int64_t row_stride, column_stride;
-};
-
-template <class T>
-Cells<T> cells_of(const Map<const T>& map, int64_t image, int y, int x, int rows, int columns, int64_t channel,
-                  int channels, const uint8_t* used_rows, std::vector<Sum<T>>& scratch) {
-  using Real = Sum<T>;
-  const T* corner =
-      map.data + image * map.image_stride + channel * map.channel_stride + y * map.row_stride + x * map.column_stride;
-  if constexpr (std::is_same_v<T, Real>) {
-    if (map.channel_stride == 1 && channels == kBlock<Real>) return {corner, map.row_stride, map.column_stride};
-  }
-  const int64_t row_size = static_cast<int64_t>(columns) * kBlock<Real>;
-  if (static_cast<int64_t>(scratch.size()) < rows * row_size) scratch.resize(rows * row_size);
-  kernels().roi<T>().pack(
-      {corner, map.channel_stride, map.row_stride, map.column_stride, rows, columns, map.width - x, used_rows},
-      channels, scratch.data());
-  return {scratch.data(), row_size, kBlock<Real>};
-}
 
 /// Maps of channels last or of any strides: the threads share the RoIs.
 template <class T>
@@ -480,100 +303,6 @@ void average_backward(const Map<const T>& grad, const Rois& rois, const std::vec
   }
 }
 
-template <class T>
-void maximum(const std::vector<Map<const T>>& maps, const Rois& rois, const std::vector<Roi>& list, const Map<T>& out,
-             int32_t* argmax, int64_t channels) {
-  using Real = Sum<T>;
-  const RoiKernels<T>& kernel = kernels().roi<T>();
-  const int bins = rois.options.bins_y * rois.options.bins_x;
-  const int64_t bin_stride = out.channel_stride == 1 ? channels : 1;
-  share_work(rois.size(), [&](auto next) {
-    Samples<Real> y, x;
-    std::vector<Real> scratch, best(static_cast<size_t>(bins) * kBlock<Real>);
-    std::vector<int32_t> number(best.size());
-    for (int64_t r; (r = next()) < rois.size();) {
-      const Map<const T>& map = maps[list[r].level];
-      y.build(list[r].y<Real>(rois, map));
-      x.build(list[r].x<Real>(rois, map));
-      for (int64_t channel = 0; channel < channels; channel += kBlock<Real>) {
-        const int count = static_cast<int>(std::min<int64_t>(kBlock<Real>, channels - channel));
-        const Cells<T> cells =
-            cells_of(map, list[r].image, y.lowest, x.lowest, y.cells, x.cells, channel, count, nullptr, scratch);
-        kernel.max_bins(cells.data, cells.row_stride, cells.column_stride, y.view(), x.view(), best.data(),
-                        number.data());
-        const int64_t offset = r * out.image_stride + channel * out.channel_stride;
-        kernel.unpack(best.data(), bins, count, out.channel_stride, bin_stride, out.data + offset);
-        for (int c = 0; c < count; c++)
-          for (int b = 0; b < bins; b++)
-            argmax[offset + c * out.channel_stride + b * bin_stride] = number[b * kBlock<Real> + c];
-      }
-    }
-  });
-}
-
-/// The threads share the planes of the maps: each gathers from its RoIs, in their order.
-template <class T>
-void maximum_backward(const Map<const T>& grad, const Map<const int32_t>& argmax, const Rois& rois,
-                      const std::vector<Roi>& list, const std::vector<Map<T>>& maps, int64_t channels) {
-  using Real = Sum<T>;
-  const int64_t num_maps = maps.size() * rois.num_images;
-  std::vector<std::vector<int64_t>> of_map(num_maps);
-  std::vector<Axis<Real>> ys, xs;
-  for (int64_t r = 0; r < rois.size(); r++) {
-    of_map[list[r].level * rois.num_images + list[r].image].push_back(r);
-    ys.push_back(list[r].y<Real>(rois, maps[list[r].level]));
-    xs.push_back(list[r].x<Real>(rois, maps[list[r].level]));
-  }
-  share_work(num_maps * channels, [&](auto next) {
-    std::vector<Real> plane;
-    for (int64_t item; (item = next()) < num_maps * channels;) {
-      const int64_t channel = item % channels, image = item / channels % rois.num_images;
-      const Map<T>& map = maps[item / channels / rois.num_images];
-      plane.assign(static_cast<size_t>(map.height) * map.width, 0);
-      for (int64_t r : of_map[item / channels]) {
-        const T* grads = grad.data + r * grad.image_stride + channel * grad.channel_stride;
-        const int32_t* numbers = argmax.data + r * argmax.image_stride + channel * argmax.channel_stride;
-        for (int by = 0; by < rois.options.bins_y; by++) {
-          for (int bx = 0; bx < rois.options.bins_x; bx++) {
-            const int32_t number = numbers[by * argmax.row_stride + bx * argmax.column_stride];
-            Real first_y, first_x;
-            const int rows = ys[r].samples(by, first_y), columns = xs[r].samples(bx, first_x);
-            Sample<Real> y, x;
-            if (number < 0 || number >= int64_t{rows} * columns || !ys[r].at(by, first_y + number / columns, y) ||
-                !xs[r].at(bx, first_x + number % columns, x))
-              continue;
-            const Real value = static_cast<Real>(grads[by * grad.row_stride + bx * grad.column_stride]);
-            Real* upper = plane.data() + static_cast<int64_t>(y.low) * map.width;
-            Real* lower = plane.data() + static_cast<int64_t>(y.high) * map.width;
-            upper[x.low] += value * (1 - y.fraction) * (1 - x.fraction);
-            upper[x.high] += value * (1 - y.fraction) * x.fraction;
-            lower[x.low] += value * y.fraction * (1 - x.fraction);
-            lower[x.high] += value * y.fraction * x.fraction;
-          }
-        }
-      }
-      T* to = map.data + image * map.image_stride + channel * map.channel_stride;
-      for (int64_t i = 0; i < map.height; i++)
-        for (int64_t j = 0; j < map.width; j++)
-          to[i * map.row_stride + j * map.column_stride] = static_cast<T>(plane[i * map.width + j]);
-    }
-  });
-}
-
-Tensors empty_gradients(const Tensor& grad, int64_t num_images, const Ints& heights, const Ints& widths,
-                        const Floats& scales, bool channels_last) {
-  STD_TORCH_CHECK(heights.size() == scales.size() && widths.size() == scales.size(), "heights of ", heights.size(),
-                  " levels and widths of ", widths.size(), ", but scales of ", scales.size());
-  Tensors result;
-  for (size_t level = 0; level < heights.size(); level++) {
-    STD_TORCH_CHECK(heights[level] > 0 && widths[level] > 0, "heights and widths must be positive; got ",
-                    heights[level], " x ", widths[level]);
-    result.push_back(
-        empty(grad, grad.scalar_type(), {num_images, grad.size(1), heights[level], widths[level]}, channels_last));
-  }
-  return result;
-}
-
 }  // namespace
 
 Tensor roi_average(Tensors features, Tensor boxes, Ints boxes_per_image, Floats scales, int64_t bins_y, int64_t bins_x,
@@ -605,44 +334,6 @@ Tensors roi_average_backward(Tensor grad, Tensor boxes, Ints boxes_per_image, Fl
   for_dtype(grad.scalar_type(), "grad", [&](auto zero) {
     using T = decltype(zero);
     average_backward<T>(maps_of<const T>({grad})[0], rois, list, maps_of<T>(result), grad.size(1));
-  });
-  return result;
-}
-
-std::tuple<Tensor, Tensor> roi_max(Tensors features, Tensor boxes, Ints boxes_per_image, Floats scales, int64_t bins_y,
-                                   int64_t bins_x, int64_t sampling_ratio, bool aligned, int64_t rounding,
-                                   double canonical_box_size, int64_t canonical_level) {
-  check_features(features, scales, boxes);
-  const Rois rois = check_rois(boxes, boxes_per_image, scales, features[0].size(0), bins_y, bins_x, sampling_ratio,
-                               aligned, rounding, canonical_box_size, canonical_level);
-  const std::vector<Roi> list = list_rois(rois, boxes_per_image);
-  const int64_t channels = features[0].size(1);
-  const Ints sizes{rois.size(), channels, bins_y, bins_x};
-  Tensor out = empty(features[0], features[0].scalar_type(), sizes, channels_last(features[0]));
-  Tensor argmax = empty(features[0], ScalarType::Int, sizes, channels_last(features[0]));
-  for_dtype(out.scalar_type(), "features", [&](auto zero) {
-    using T = decltype(zero);
-    maximum<T>(maps_of<const T>(features), rois, list, maps_of<T>({out})[0], static_cast<int32_t*>(argmax.data_ptr()),
-               channels);
-  });
-  return {out, argmax};
-}
-
-Tensors roi_max_backward(Tensor grad, Tensor argmax, Tensor boxes, Ints boxes_per_image, Floats scales,
-                         int64_t num_images, Ints heights, Ints widths, int64_t sampling_ratio, bool aligned,
-                         int64_t rounding, double canonical_box_size, int64_t canonical_level, bool channels_last) {
-  STD_TORCH_CHECK(grad.dim() == 4, "grad must have shape (R, C, bins_y, bins_x); got ", shape_of(grad));
-  STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Int && shape_of(argmax) == shape_of(grad),
-                  "argmax must be int32 with the shape of grad, ", shape_of(grad), "; got ", shape_of(argmax));
-  const Rois rois = check_rois(boxes, boxes_per_image, scales, num_images, grad.size(2), grad.size(3), sampling_ratio,
-                               aligned, rounding, canonical_box_size, canonical_level);
-  STD_TORCH_CHECK(grad.size(0) == rois.size(), "grad of ", grad.size(0), " RoIs, but ", rois.size(), " boxes");
-  const std::vector<Roi> list = list_rois(rois, boxes_per_image);
-  Tensors result = empty_gradients(grad, num_images, heights, widths, scales, channels_last);
-  for_dtype(grad.scalar_type(), "grad", [&](auto zero) {
-    using T = decltype(zero);
-    maximum_backward<T>(maps_of<const T>({grad})[0], maps_of<const int32_t>({argmax})[0], rois, list,
-                        maps_of<T>(result), grad.size(1));
   });
   return result;
 }
