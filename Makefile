@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a new user needs; both set up .venv on first use.
+# `make demo` and `make test` are all that a new user needs; each sets up .venv on first use.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
@@ -6,7 +6,10 @@ CONFIG := configs/quick/mask_rcnn_R_18_FPN_shapes.yaml
 DEMO := output/demo
 NATIVE := $(shell find projects_maskrcnn/csrc tests/csrc -type f -not -name '*.py' -not -path '*__pycache__*')
 
-.PHONY: demo test lint format clean
+# The tests run side by side, so each keeps to one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+.PHONY: demo test test-slow lint format clean
 
 demo: $(DEMO)/model_final.pth
 	$(BIN)/python -m projects_maskrcnn.show $(DEMO)
@@ -16,7 +19,10 @@ $(DEMO)/model_final.pth: .venv/installed
 	$(BIN)/python train_net.py --config-file $(CONFIG) --resume OUTPUT_DIR $(DEMO)
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: .venv/installed
+	$(PYTEST) -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -29,7 +35,7 @@ format: .venv/installed
 	$(BIN)/clang-format -i $(NATIVE)
 
 clean:
-	rm -rf .venv output datasets *.egg-info
+	rm -rf .venv build output datasets *.egg-info projects_maskrcnn/ops/*.so
 
 .venv/installed: setup.py pyproject.toml $(filter projects_maskrcnn/%,$(NATIVE))
 	$(PYTHON) -m venv .venv

@@ -10,8 +10,13 @@ python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_fin
 import argparse
 from typing import Any
 
+from torch import nn
+
 from projects_maskrcnn import add_maskrcnn_config
+from projects_maskrcnn.alternating import evaluation_config, train_in_steps
+from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from projects_maskrcnn.data import RobustMapper, resolve_num_classes, use_coco_files
+from projects_maskrcnn.evaluation import log_reference_figures
 from projects_maskrcnn.framework import (
     CfgNode,
     CityscapesInstanceEvaluator,
@@ -19,8 +24,8 @@ from projects_maskrcnn.framework import (
     DatasetEvaluator,
     DatasetMapper,
     DefaultTrainer,
-    DetectionCheckpointer,
     MetadataCatalog,
+    PascalVOCDetectionEvaluator,
     build_detection_test_loader,
     build_detection_train_loader,
     comm,
@@ -31,12 +36,18 @@ from projects_maskrcnn.framework import (
     setup_logger,
     verify_results,
 )
+from projects_maskrcnn.modeling import GeneralizedRCNNWithTTA
 
+EVALUATORS = {"cityscapes_instance": CityscapesInstanceEvaluator, "pascal_voc": PascalVOCDetectionEvaluator}
 NUM_CLASSES_FROM_DATA = -1
 
 
 class Trainer(DefaultTrainer):
     """The framework's trainer, with loaders that survive damaged images and the evaluators of our datasets."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        self.checkpointer = MaskRCNNCheckpointer(self.model, cfg.OUTPUT_DIR, **self.checkpointer.checkpointables)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -49,13 +60,36 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "cityscapes_instance":
-            return CityscapesInstanceEvaluator(dataset_name)
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind in EVALUATORS and cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork":  # their recall is COCOEvaluator's
+            return EVALUATORS[kind](dataset_name)
         return COCOEvaluator(
             dataset_name,
             output_dir=output_folder or f"{cfg.OUTPUT_DIR}/inference",
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, dict[str, float]]:
+        """As the framework's; published figures are logged beside the results."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            log_reference_figures(cfg, results)
+        return results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
+        """The results with test-time augmentation, as tasks `bbox_TTA` ..."""
+        model = GeneralizedRCNNWithTTA(cfg, model)
+        evaluators = [cls.build_evaluator(cfg, name, f"{cfg.OUTPUT_DIR}/inference_TTA") for name in cfg.DATASETS.TEST]
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # images of their own size: the views are made of them
+        results = super().test(cfg, model, evaluators)
+        results = {f"{task}_TTA": scores for task, scores in results.items()}
+        if comm.is_main_process():
+            log_reference_figures(cfg, results)
+        return results
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -74,19 +108,37 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def main(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Train, or evaluate with `--eval-only`; returns the results of the last evaluation by task and metric."""
+def train(cfg: CfgNode, resume: bool) -> dict[str, dict[str, float]] | None:
+    """Train and evaluate; returns what `DefaultTrainer.train` does."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    results = trainer.train()
+    if cfg.TEST.AUG.ENABLED:
+        results = {**(results or {}), **Trainer.test_with_TTA(cfg, trainer.model)}
+    return results
+
+
+def evaluate(cfg: CfgNode, weights: str, resume: bool = False) -> dict[str, dict[str, float]]:
+    """The results of `weights`, or with `resume` of the last checkpoint in the output folder, by task and metric."""
+    cfg = evaluation_config(cfg)
+    model = Trainer.build_model(cfg)
+    MaskRCNNCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(weights, resume=resume)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(args: argparse.Namespace) -> dict[str, dict[str, float]] | None:
+    """Train, or evaluate with `--eval-only`; returns the results by task and metric."""
     cfg = setup(args)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        return evaluate(cfg, cfg.MODEL.WEIGHTS, args.resume)
+    if cfg.MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS:
+        return evaluate(cfg, train_in_steps(cfg, Trainer))
+    return train(cfg, args.resume)
 
 
 if __name__ == "__main__":

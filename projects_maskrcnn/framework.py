@@ -59,8 +59,11 @@ if FRAMEWORK == "detectron2":
             MetadataCatalog,
             build_detection_test_loader,
             build_detection_train_loader,
+            load_proposals_into_dataset,
         )
-        from detectron2.data.datasets import load_coco_json, register_coco_instances
+        from detectron2.data.datasets import load_coco_json, register_coco_instances, register_pascal_voc
+        from detectron2.data.detection_utils import create_keypoint_hflip_indices
+        from detectron2.data.transforms import ResizeShortestEdge
         from detectron2.engine import (
             DefaultTrainer,
             default_argument_parser,
@@ -71,18 +74,22 @@ if FRAMEWORK == "detectron2":
             CityscapesInstanceEvaluator,
             COCOEvaluator,
             DatasetEvaluator,
+            PascalVOCDetectionEvaluator,
             verify_results,
         )
         from detectron2.layers import (
             CNNBlockBase,
             Conv2d,
             ConvTranspose2d,
+            FrozenBatchNorm2d,
             Linear,
             ShapeSpec,
+            batched_nms,
             cat,
             get_norm,
         )
         from detectron2.modeling import (
+            ANCHOR_GENERATOR_REGISTRY,
             BACKBONE_REGISTRY,
             ROI_BOX_HEAD_REGISTRY,
             ROI_HEADS_REGISTRY,
@@ -95,12 +102,23 @@ if FRAMEWORK == "detectron2":
             build_keypoint_head,
             build_mask_head,
             build_model,
+            detector_postprocess,
         )
+        from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
         from detectron2.modeling.roi_heads import select_foreground_proposals
         from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
-        from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Keypoints, heatmaps_to_keypoints
+        from detectron2.structures import (
+            BitMasks,
+            Boxes,
+            BoxMode,
+            ImageList,
+            Instances,
+            Keypoints,
+            heatmaps_to_keypoints,
+        )
         from detectron2.utils import comm
         from detectron2.utils.events import EventStorage, get_event_storage
+        from detectron2.utils.file_io import PathManager
         from detectron2.utils.logger import setup_logger
         from detectron2.utils.visualizer import Visualizer
     except Exception as error:
@@ -117,8 +135,11 @@ else:
         MetadataCatalog,
         build_detection_test_loader,
         build_detection_train_loader,
+        load_proposals_into_dataset,
     )
-    from .embedded.data.datasets import load_coco_json, register_coco_instances
+    from .embedded.data.datasets import load_coco_json, register_coco_instances, register_pascal_voc
+    from .embedded.data.detection_utils import create_keypoint_hflip_indices
+    from .embedded.data.transforms import ResizeShortestEdge
     from .embedded.engine import (
         DefaultTrainer,
         default_argument_parser,
@@ -129,18 +150,22 @@ else:
         CityscapesInstanceEvaluator,
         COCOEvaluator,
         DatasetEvaluator,
+        PascalVOCDetectionEvaluator,
         verify_results,
     )
     from .embedded.layers import (
         CNNBlockBase,
         Conv2d,
         ConvTranspose2d,
+        FrozenBatchNorm2d,
         Linear,
         ShapeSpec,
+        batched_nms,
         cat,
         get_norm,
     )
     from .embedded.modeling import (
+        ANCHOR_GENERATOR_REGISTRY,
         BACKBONE_REGISTRY,
         ROI_BOX_HEAD_REGISTRY,
         ROI_HEADS_REGISTRY,
@@ -153,12 +178,15 @@ else:
         build_keypoint_head,
         build_mask_head,
         build_model,
+        detector_postprocess,
     )
+    from .embedded.modeling.anchor_generator import DefaultAnchorGenerator
     from .embedded.modeling.roi_heads import select_foreground_proposals
     from .embedded.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
-    from .embedded.structures import BitMasks, Boxes, ImageList, Instances, Keypoints, heatmaps_to_keypoints
+    from .embedded.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints, heatmaps_to_keypoints
     from .embedded.utils import comm
     from .embedded.utils.events import EventStorage, get_event_storage
+    from .embedded.utils.file_io import PathManager
     from .embedded.utils.logger import setup_logger
     from .embedded.utils.visualizer import Visualizer
 

@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 
+from projects_maskrcnn.framework import FRAMEWORK
+
 CONFIG = "configs/quick/mask_rcnn_R_18_FPN_shapes.yaml"
 KEYPOINT_CONFIG = "configs/quick/keypoint_rcnn_R_18_FPN_shapes.yaml"
 SPLITS = {"TRAIN": "train", "TEST": "val"}
@@ -28,6 +30,9 @@ TINY = {
     "SOLVER.CHECKPOINT_PERIOD": 3,
     "TEST.EVAL_PERIOD": 0,
 }
+
+
+embedded_alone = pytest.mark.skipif(FRAMEWORK != "embedded", reason="Detectron2's trainer cannot")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,10 @@ def test_output_folder_is_detectron2s(trained):
     assert (trained / "inference/coco_instances_results.json").is_file()
     assert (trained / "last_checkpoint").read_text() == "model_final.pth"
     progress = re.search(r"eta: \S+  iter: 5 .*", (trained / "log.txt").read_text())[0]
-    for part in ("total_loss", "loss_mask", "loss_rpn_cls", "time", "data_time", "lr", "max_mem"):
+    parts = ["total_loss", "loss_mask", "loss_rpn_cls", "time", "data_time", "lr"]
+    if FRAMEWORK == "embedded" or torch.cuda.is_available():  # Detectron2 knows the memory of GPUs alone
+        parts.append("max_mem")
+    for part in parts:
         assert f"{part}: " in progress
 
 
@@ -106,15 +114,33 @@ def test_the_number_of_classes_comes_from_the_data(trained):
     assert weights(trained)["roi_heads.box_predictor.cls_score.weight"].shape[0] == 6 + 1
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(trained, train_net, tmp_path):
+@pytest.fixture(scope="module")
+def resumed(trained, train_net, tmp_path_factory):
+    """The output folder of a run that stopped after the third iteration and was resumed."""
+    output = tmp_path_factory.mktemp("resumed")
     for name in ("model_0000002.pth", "metrics.json"):
-        shutil.copy(trained / name, tmp_path)
-    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
-    train_net(tmp_path, "--resume")
-    expected, resumed = weights(trained), weights(tmp_path)
-    assert expected.keys() == resumed.keys()
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
-    assert min(line["iteration"] for line in read_metrics(tmp_path)[len(read_metrics(trained)) :]) >= 3
+        shutil.copy(trained / name, output)
+    (output / "last_checkpoint").write_text("model_0000002.pth")
+    train_net(output, "--resume")
+    return output
+
+
+def test_resume_goes_on_after_the_last_checkpoint(trained, resumed):
+    before, added = read_metrics(trained), read_metrics(resumed)[len(read_metrics(trained)) :]
+    assert added and min(line["iteration"] for line in added) >= 3
+    rates = [[line["lr"] for line in lines if "lr" in line][-1] for lines in (before, added)]
+    assert rates[0] == rates[1]
+    assert "Starting training from iteration 3" in (resumed / "log.txt").read_text()
+    assert (resumed / "last_checkpoint").read_text() == "model_final.pth"
+    stopped, ended = weights(resumed, "model_0000002.pth"), weights(resumed)
+    assert any(not torch.equal(stopped[name], ended[name]) for name in ended)
+
+
+@embedded_alone  # it starts the data and the random numbers anew
+def test_an_interrupted_run_ends_with_the_same_weights(trained, resumed):
+    expected, found = weights(trained), weights(resumed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_eval_only_repeats_the_result(trained, train_net, tmp_path):
@@ -134,6 +160,7 @@ def test_an_unexpected_result_fails(trained, train_net, tmp_path):
     assert result.returncode != 0 and "99.0" in result.stdout + result.stderr
 
 
+@embedded_alone  # it gives DistributedDataParallel a GPU's number whatever MODEL.DEVICE is
 def test_two_processes_train_without_a_gpu(train_net, tmp_path):
     train_net(tmp_path, "--num-gpus", "2", "--dist-url", "auto", SOLVER__MAX_ITER=2)
     assert (tmp_path / "model_final.pth").is_file()
@@ -225,7 +252,9 @@ def test_a_bad_annotation_is_named_before_training(change, message, train_net, s
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_does_not_end_a_run(workers, train_net, scenes, tmp_path):
+def test_a_damaged_image_does_not_end_a_run(workers, train_net, scenes, tmp_path, is_release_06):
+    if FRAMEWORK == "detectron2" and is_release_06 and sys.version_info >= (3, 11):
+        pytest.skip("Detectron2 0.6 draws the sample to take instead from a set, which Python 3.11 refuses")
     folder = shutil.copytree(scenes / "images", tmp_path / "images")
     for split in ("train", "val"):
         image = folder / split / "000001.png"

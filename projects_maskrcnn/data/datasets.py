@@ -7,6 +7,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from ..coco_check import check_coco
 from ..framework import CfgNode, DatasetCatalog, MetadataCatalog, load_coco_json, register_coco_instances
 from . import shapes
 
@@ -61,7 +62,7 @@ def use_coco_files(cfg: CfgNode) -> None:
     Classes and keypoints have the JSON's names; a mirrored image exchanges keypoints `left_` x and `right_` x.
 
     Raises:
-        ValueError: a JSON without its image folder, or the reverse, or one that is no COCO file.
+        ValueError: a JSON without its image folder, or the reverse, or one that is not valid COCO (see `check_coco`).
         FileNotFoundError: a path does not exist.
     """
     for split in ("TRAIN", "TEST"):
@@ -86,11 +87,13 @@ def use_coco_files(cfg: CfgNode) -> None:
 
 
 def _categories(name: str, json_file: str) -> list[dict]:
-    """The categories of a dataset's JSON, by increasing id."""
+    """The categories of a dataset's JSON, by increasing id; all of the JSON is checked, on either framework."""
     try:
-        return sorted(json.loads(Path(json_file).read_text())["categories"], key=lambda c: (c["id"], c["name"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"dataset {name}: {json_file} is no COCO JSON: {type(error).__name__}: {error}") from error
+        coco = json.loads(Path(json_file).read_text())
+    except ValueError as error:  # also a file that is not text
+        raise ValueError(f"dataset {name}: {json_file} is no COCO JSON: {error}") from error
+    check_coco(coco, json_file)
+    return sorted(coco["categories"], key=lambda c: c["id"])
 
 
 def _keypoint_metadata(name: str, categories: list[dict]) -> dict:

@@ -17,11 +17,18 @@ class MaskRCNNBoxHead(nn.Sequential):
         conv_dims: channels of each conv.
         fc_dims: width of each fully connected layer.
         conv_norm: after each conv, "" for none.
+        dropout: probability that a fully connected layer's output is dropped in training, as VGG-16's are.
     """
 
     @configurable
     def __init__(
-        self, input_shape: ShapeSpec, *, conv_dims: list[int], fc_dims: list[int], conv_norm: str = ""
+        self,
+        input_shape: ShapeSpec,
+        *,
+        conv_dims: list[int],
+        fc_dims: list[int],
+        conv_norm: str = "",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if not conv_dims and not fc_dims:
@@ -47,6 +54,8 @@ class MaskRCNNBoxHead(nn.Sequential):
             c2_xavier_fill(fc)
             self.add_module(f"fc{index}", fc)
             self.add_module(f"fc_relu{index}", nn.ReLU())
+            if dropout:
+                self.add_module(f"fc_dropout{index}", nn.Dropout(dropout))
             size = (dim,)
         self._output_size = size
 
@@ -58,6 +67,7 @@ class MaskRCNNBoxHead(nn.Sequential):
             "conv_dims": [head.CONV_DIM] * head.NUM_CONV,
             "fc_dims": [head.FC_DIM] * head.NUM_FC,
             "conv_norm": head.NORM,
+            "dropout": head.DROPOUT,
         }
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
 from ..framework import BACKBONE_REGISTRY, Backbone, CfgNode, CNNBlockBase, Conv2d, ShapeSpec, get_norm
+from .non_local import insert_non_local
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Residual blocks of res2 to res5, by depth."""
@@ -213,4 +214,7 @@ def build_maskrcnn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResN
         dilation = resnets.RES5_DILATION if stage == 5 else 1
         stride = 1 if stage == 2 or dilation > 1 else 2
         stages.append(build_stage(cfg, stage, stride=stride, dilation=dilation))
-    return ResNet(stem, stages, resnets.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT)
+    resnet = ResNet(stem, stages, resnets.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT)
+    if resnets.NON_LOCAL_RES4:
+        insert_non_local(resnet.res4, stages[2][-1].out_channels)
+    return resnet

@@ -138,4 +138,5 @@ def test_training(name, build, fill_weights, reference):
     if ZERO_GRADIENT in ours:
         assert ours.pop(ZERO_GRADIENT) < 1e-3 * ours["roi_heads.keypoint_head.score_lowres.weight"]
         del expected[ZERO_GRADIENT]
-    assert ours == pytest.approx(expected, rel=1e-3)
+    # Detectron2's own move by 1.3e-3 with the number of threads
+    assert ours == pytest.approx(expected, rel=3e-3)

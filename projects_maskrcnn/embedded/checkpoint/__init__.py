@@ -2,4 +2,5 @@
 
 from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
 
-from .detection_checkpoint import CheckpointError, DetectionCheckpointer
+from ...weights import CheckpointError
+from .detection_checkpoint import DetectionCheckpointer

@@ -1,7 +1,6 @@
 """Checkpoints that are tensors only when read, and never half written."""
 
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,22 +11,18 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from ...weights import load_for, local_file
 from ..utils import comm
 from ..utils.file_io import PathManager
 
-REMEDY = "Give MODEL.WEIGHTS a .pth file with a state_dict, or with one under the key 'model'."
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-
-
-class CheckpointError(ValueError):
-    """A file without weights for the model; the message names the file, what was found and the remedy."""
 
 
 class DetectionCheckpointer(Checkpointer):
     """fvcore's `Checkpointer` with safe files. Stands for Detectron2's `DetectionCheckpointer`.
 
-    - Reads tensors and plain values only (``weights_only``): loading a file never runs its code.
-    - Reads a bare state_dict as well as one under the key ``model``, from a path or a URL.
+    - Reads tensors and plain values only: loading a file never runs its code.
+    - Reads what `weights.read_weights` does, from a path or a URL, under the names of this model where they fit.
     - Writes under a temporary name and renames, so that an interruption leaves the last checkpoint whole.
     - Writes on the main process alone.
 
@@ -94,8 +89,7 @@ class DetectionCheckpointer(Checkpointer):
             FileNotFoundError: no such file.
             CheckpointError: the file holds no weights, or none that fit the model.
         """
-        path = os.fspath(path or "")
-        return super().load(self._local_file(path) if path else "", checkpointables)
+        return super().load(local_file(path, self.path_manager), checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resumes from the last checkpoint of the folder, or else loads the model alone from `path`.
@@ -112,39 +106,8 @@ class DetectionCheckpointer(Checkpointer):
             )
         return super().resume_or_load(path, resume=resume)
 
-    def _local_file(self, path: str) -> str:
-        """The path of a file on this machine with what `path`, or the URL, holds."""
-        if path.endswith(".pkl"):
-            raise CheckpointError(
-                f"{path} is a pickle, which is not read: reading it runs whatever code it holds. {REMEDY}"
-            )
-        try:
-            local = self.path_manager.get_local_path(path)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be fetched ({error}). {REMEDY}") from error
-        if os.path.isdir(local):
-            raise CheckpointError(f"{path} is a folder, not a weights file. {REMEDY}")
-        if not os.path.isfile(local):
-            raise FileNotFoundError(f"The weights file {path} does not exist. {REMEDY}")
-        return local
-
     def _load_file(self, f: str) -> dict[str, Any]:
-        try:
-            loaded = torch.load(f, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{f} is not a weights file: {_describe(f)}. {REMEDY}") from error
-        if isinstance(loaded, dict) and "model" not in loaded:
-            loaded = {"model": loaded}
-        if not isinstance(loaded, dict) or not _is_state_dict(loaded["model"]):
-            found = loaded["model"] if isinstance(loaded, dict) else loaded
-            raise CheckpointError(f"{f} holds no weights, but {_describe_value(found)}. {REMEDY}")
-        found, expected = list(loaded["model"]), list(self.model.state_dict())
-        if not {name.removeprefix("module.") for name in found} & set(expected):
-            raise CheckpointError(
-                f"{f} holds the weights of another model: none of its tensors ({', '.join(found[:3])} ...) "
-                f"has a name of this model's ({', '.join(expected[:3])} ...). {REMEDY}"
-            )
-        return loaded
+        return load_for(self.model, f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         incompatible = super()._load_model(checkpoint)
@@ -184,35 +147,3 @@ def _plain(value: Any, name: str = "") -> Any:
         f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: its state must be of tensors, "
         "numbers, strings, lists, tuples and dictionaries"
     )
-
-
-def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())
-
-
-def _describe(path: str) -> str:
-    """What a file that `torch.load` refuses is, by its first bytes."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as f:
-        head = f.read(64)
-    if size == 0:
-        return "it is empty"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page (a download that was answered with one?)"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer (git lfs pull fetches the file itself)"
-    if head.startswith(b"PK"):
-        whole = zipfile.is_zipfile(path)
-        return "it holds Python objects besides tensors, or is damaged" if whole else f"it is cut short at {size} bytes"
-    if head.startswith(b"\x80"):
-        return "it is damaged, or a pickle of Python objects besides tensors"
-    return f"its {size} bytes start with {head[:16]!r}"
-
-
-def _describe_value(value: Any) -> str:
-    if not isinstance(value, dict):
-        return f"a {type(value).__name__}"
-    if not value:
-        return "an empty dictionary"
-    others = [f"{key!r}: {type(item).__name__}" for key, item in value.items() if not isinstance(item, torch.Tensor)]
-    return f"a dictionary with {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import pickle
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ...weights import unpickler
 from ..config import configurable
 from ..structures import BoxMode
 from ..utils import comm
@@ -73,26 +73,29 @@ def load_proposals_into_dataset(dataset_dicts: list[dict], proposal_file: str) -
     Args:
         dataset_dicts: with "image_id".
         proposal_file: a pickled dict of three lists that run parallel, one entry an image, "ids", "boxes"
-            (arrays (N, 4)) and "objectness_logits" (arrays (N,)), and "bbox_mode" (XYXY_ABS where it is
-            absent). Unpickling
-            runs code: use only files of your own.
+            (arrays (N, 4)) and "objectness_logits" (arrays (N,)), and "bbox_mode" (a `BoxMode`'s
+            number; XYXY_ABS where it is absent). No code in it is run.
 
     Returns:
         `dataset_dicts`, with "proposal_boxes", "proposal_objectness_logits" and "proposal_bbox_mode".
 
     Raises:
         KeyError: the file has no proposals for one of the images.
+        ValueError: the file holds more than arrays and plain containers, or is damaged.
     """
     with PathManager.open(proposal_file, "rb") as file:
-        proposals = pickle.load(file, encoding="latin1")
+        try:
+            proposals = unpickler.load(file)
+        except Exception as error:
+            raise ValueError(f"{proposal_file} is no file of proposals: {type(error).__name__}: {error}") from error
     rows = {str(i): row for row, i in enumerate(proposals["ids"])}
     for record in dataset_dicts:
         row = rows.get(str(record["image_id"]))
         if row is None:
             raise KeyError(f"{proposal_file} has no proposals for image_id {record['image_id']}.")
-        logits = proposals["objectness_logits"][row]
+        logits = np.asarray(proposals["objectness_logits"][row])
         order = logits.argsort()[::-1]
-        record["proposal_boxes"] = proposals["boxes"][row][order]
+        record["proposal_boxes"] = np.asarray(proposals["boxes"][row])[order]
         record["proposal_objectness_logits"] = logits[order]
         record["proposal_bbox_mode"] = BoxMode(proposals.get("bbox_mode", BoxMode.XYXY_ABS))
     return dataset_dicts

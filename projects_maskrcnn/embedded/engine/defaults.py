@@ -190,11 +190,12 @@ class DefaultTrainer(TrainerBase):
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def train(self) -> dict[str, Any] | None:
-        """Train, and return the results of the last evaluation, held against `TEST.EXPECTED_RESULTS`."""
+        """Train; the main process holds the last evaluation against `TEST.EXPECTED_RESULTS`, if set, and returns it."""
         super().train(self.start_iter, self.max_iter)
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results)
-        return self._last_eval_results
+            return self._last_eval_results
+        return None
 
     def before_train(self) -> None:
         # Making the iterator draws a random number, which must not be one of the first step's: that step may

@@ -1,5 +1,6 @@
 """Models and their parts. Stands for `detectron2.modeling`; the backbones and heads themselves are the project's."""
 
+from ..layers import ShapeSpec
 from .anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
 from .backbone import BACKBONE_REGISTRY, Backbone, build_backbone
 from .meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN, ProposalNetwork, build_model

@@ -8,7 +8,7 @@ import sys
 import torch
 from tabulate import tabulate
 
-PACKAGES = ("torch", "numpy", "fvcore", "iopath", "pycocotools", "opencv-python-headless", "pillow")
+PACKAGES = ("numpy", "fvcore", "iopath", "pycocotools", "opencv-python-headless", "pillow")
 
 
 def collect_env_info() -> str:
@@ -17,6 +17,7 @@ def collect_env_info() -> str:
         ("platform", f"{platform.platform()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"),
         ("Python", sys.version.replace("\n", "")),
         ("framework", "embedded"),
+        ("torch", torch.__version__),
         ("DETECTRON2_DATASETS", os.environ.get("DETECTRON2_DATASETS", "datasets (default)")),
     ]
     for package in PACKAGES:

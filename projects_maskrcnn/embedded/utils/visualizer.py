@@ -256,7 +256,7 @@ class Visualizer:
         return self.output
 
     def draw_line(
-        self, x_data: Sequence[float], y_data: Sequence[float], color: Any, linewidth: int | None = None
+        self, x_data: Sequence[float], y_data: Sequence[float], color: Any, *, linewidth: int | None = None
     ) -> VisImage:
         """Draws lines from point to point; `linewidth` in pixels of the drawing."""
         self._draw_lines(np.stack([x_data, y_data], axis=1), color, width=linewidth)

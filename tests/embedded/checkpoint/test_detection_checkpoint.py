@@ -142,8 +142,8 @@ def cut(path):
         (lambda path: path.write_text("\n<!DOCTYPE html><html>404</html>"), "a web page"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer"),
         (cut, "cut short at 1000 bytes"),
-        (lambda path: path.write_bytes(pickle.dumps(Stateful)), "a pickle of Python objects"),
-        (saved(new_model()), "Python objects besides tensors"),
+        (lambda path: path.write_bytes(pickle.dumps(Stateful)), "refused: it asks for .*Stateful"),
+        (saved(new_model()), "refused: it asks for torch.nn.modules.container.Sequential"),
         (saved({}), "an empty dictionary"),
         (saved({"epoch": 3, "state_dict": {}}), "'epoch': int, 'state_dict': dict"),
         (saved({"model": {"lr": 0.1}}), "'lr': float"),
@@ -168,8 +168,8 @@ def test_loading_runs_no_code(tmp_path):
 
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
-    for name, found in (("evil.pth", "Python objects"), ("evil.pkl", "runs whatever code")):
-        with pytest.raises(CheckpointError, match=rf"{name} .*{found}.*\.pth"):
+    for name, found in (("evil.pth", r"\w+\.mkdir"), ("evil.pkl", r"\w+\.mkdir")):
+        with pytest.raises(CheckpointError, match=rf"{name} .*{found}.*Nothing of it was run"):
             DetectionCheckpointer(new_model()).load(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import pickle
 import random
 
@@ -149,12 +150,30 @@ def test_proposals(register, tmp_path):
     assert first["proposal_boxes"].tolist() == [[3, 3, 4, 4]] and first["proposal_bbox_mode"] == BoxMode.XYXY_ABS
     assert second["proposal_boxes"].tolist() == [[1, 1, 5, 5], [0, 0, 2, 2]]
     assert second["proposal_objectness_logits"].tolist() == [0.9, 0.1]
-    file.write_bytes(pickle.dumps(content | {"bbox_mode": BoxMode.XYWH_ABS}))
+    file.write_bytes(pickle.dumps(content | {"bbox_mode": BoxMode.XYWH_ABS.value}))
     assert load_proposals_into_dataset([record(7)], str(file))[0]["proposal_bbox_mode"] == BoxMode.XYWH_ABS
     with pytest.raises(KeyError, match="proposals.pkl has no proposals for image_id 8"):
         load_proposals_into_dataset([record(8)], str(file))
     with pytest.raises(ValueError, match="1 files for 2 datasets"):
         get_detection_dataset_dicts([name, name], proposal_files=[str(file)])
+
+
+class Command:
+    """Unpickled as usual, it would make a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_proposals_run_no_code(tmp_path):
+    file = tmp_path / "proposals.pkl"
+    file.write_bytes(pickle.dumps({"ids": [Command(str(tmp_path / "made"))]}))
+    with pytest.raises(ValueError, match="proposals.pkl.*mkdir"):
+        load_proposals_into_dataset([record(7)], str(file))
+    assert not (tmp_path / "made").exists()
 
 
 # Loaders

@@ -1,4 +1,4 @@
-"""Registers COCO and Cityscapes under Detectron2's names, below `DETECTRON2_DATASETS` (default `datasets`)."""
+"""Registers COCO, Cityscapes and PASCAL VOC under Detectron2's names, below `DETECTRON2_DATASETS` (`datasets`)."""
 
 import functools
 import os
@@ -7,6 +7,7 @@ from ..catalog import DatasetCatalog, MetadataCatalog
 from .builtin_meta import builtin_metadata
 from .cityscapes import load_cityscapes_instances
 from .coco import register_coco_instances
+from .pascal_voc import register_pascal_voc
 
 # name: (image folder, annotation file)
 COCO_INSTANCES = {
@@ -58,6 +59,16 @@ def register_all_cityscapes(root: str) -> None:
         )
 
 
+def register_all_pascal_voc(root: str) -> None:
+    """Register the splits of VOC 2007 and 2012 whose annotations are public, in `root`/VOC2007 and `root`/VOC2012."""
+    for year, splits in ((2007, ("trainval", "train", "val", "test")), (2012, ("trainval", "train", "val"))):
+        for split in splits:
+            name = f"voc_{year}_{split}"
+            register_pascal_voc(name, os.path.join(root, f"VOC{year}"), split, year)
+            MetadataCatalog.get(name).evaluator_type = "pascal_voc"
+
+
 _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_all_coco(_root)
 register_all_cityscapes(_root)
+register_all_pascal_voc(_root)

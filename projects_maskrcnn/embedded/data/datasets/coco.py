@@ -10,10 +10,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 from iopath.common.file_io import file_lock
 
+from ....coco_check import CocoFormatError, boxes_without_area, check_coco
 from ...structures import BoxMode, PolygonMasks
 from ...utils.file_io import PathManager
 from ..catalog import DatasetCatalog, MetadataCatalog
-from .coco_check import CocoFormatError, boxes_without_area, check_coco
 
 __all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json", "register_coco_instances"]
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from projects_maskrcnn.embedded.data.datasets.coco_check import (
+from projects_maskrcnn.coco_check import (
     CocoFormatError,
     boxes_without_area,
     check_coco,

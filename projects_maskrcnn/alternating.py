@@ -1,0 +1,149 @@
+"""Training proposals and heads in steps, one after the other.
+
+The paper's ablations train a region proposal network apart, and the heads from its proposals: two steps, two networks.
+Faster R-CNN (section 3.2, "4-Step Alternating Training") goes on: proposals again on the heads' convolutions, which are
+no longer trained, and last the heads on the same ones, so that both become one network.
+
+A config asks for it with `MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS`. Each step runs the whole schedule in a folder of
+its own, and is left out where it is done, so that an interrupted training goes on.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import MaskRCNNCheckpointer
+from .evaluation import ProposalWriter
+from .framework import CfgNode, DefaultTrainer, FrozenBatchNorm2d, comm
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "model_final.pth"
+
+
+def proposals_config(cfg: CfgNode, folder: Path, weights: str) -> CfgNode:
+    """The config of a region proposal network alone, which is trained from `weights` in `folder`."""
+    return _step(_changed(cfg, **{"MODEL.META_ARCHITECTURE": "ProposalNetwork"}), folder, weights)
+
+
+def heads_config(cfg: CfgNode, folder: Path, weights: str, proposals: Path) -> CfgNode:
+    """The config of heads that are trained from `weights` in `folder`, on the proposals that a folder has."""
+    return _step(from_proposals(cfg, proposals), folder, weights)
+
+
+def from_proposals(cfg: CfgNode, proposals: Path) -> CfgNode:
+    """The config of a model without a proposal generator of its own."""
+    return _changed(
+        cfg,
+        **{
+            "MODEL.LOAD_PROPOSALS": True,
+            "MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals",
+            "DATASETS.PROPOSAL_FILES_TRAIN": tuple(str(proposals / f"{name}.pkl") for name in cfg.DATASETS.TRAIN),
+            "DATASETS.PROPOSAL_FILES_TEST": tuple(str(proposals / f"{name}.pkl") for name in cfg.DATASETS.TEST),
+            "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN,
+            "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+        },
+    )
+
+
+def evaluation_config(cfg: CfgNode) -> CfgNode:
+    """The config that what `train_in_steps` gives is evaluated with: after two steps, from proposals."""
+    if cfg.MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS != 2:
+        return cfg
+    return from_proposals(cfg, Path(cfg.OUTPUT_DIR) / "step_1_proposals")
+
+
+def train_in_steps(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> str:
+    """Train as `TRAINED_IN_STEPS` says; returns the path of the weights, `model_final.pth` in `OUTPUT_DIR`.
+
+    Args:
+        trainer_class: trains each step.
+
+    Raises:
+        ValueError: the number of steps is not 2 or 4.
+    """
+    steps = cfg.MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS
+    if steps not in (2, 4):
+        raise ValueError(f"MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS is {steps}: set 2, 4, or 0 to train all at once")
+    output = Path(cfg.OUTPUT_DIR)
+    folders = [output / f"step_{i}_{part}" for i, part in enumerate(("proposals", "heads") * (steps // 2), start=1)]
+    weights = [str(folder / WEIGHTS) for folder in folders]
+
+    _train_proposals(proposals_config(cfg, folders[0], cfg.MODEL.WEIGHTS), cfg, trainer_class)
+    _train(heads_config(cfg, folders[1], cfg.MODEL.WEIGHTS, folders[0]), trainer_class)
+    if steps == 4:
+
+        class FixedBackbone(trainer_class):
+            """Trains what lies on the convolutions that proposals and heads share, not these."""
+
+            @classmethod
+            def build_model(cls, cfg: CfgNode) -> nn.Module:
+                model = super().build_model(cfg)
+                model.backbone = FrozenBatchNorm2d.convert_frozen_batchnorm(model.backbone)
+                model.backbone.requires_grad_(False)
+                return model
+
+        _train_proposals(proposals_config(cfg, folders[2], weights[1]), cfg, FixedBackbone)
+        _train(heads_config(cfg, folders[3], weights[1], folders[2]), FixedBackbone)
+    if comm.is_main_process():
+        model = torch.load(weights[-1], map_location="cpu", weights_only=True)["model"]
+        if steps == 4:
+            proposals = torch.load(weights[2], map_location="cpu", weights_only=True)["model"]
+            model |= {name: value for name, value in proposals.items() if name.startswith("proposal_generator.")}
+        torch.save({"model": model}, output / WEIGHTS)
+    comm.synchronize()
+    return str(output / WEIGHTS)
+
+
+def _train(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> None:
+    if (Path(cfg.OUTPUT_DIR) / WEIGHTS).exists():
+        logger.info("%s is trained", cfg.OUTPUT_DIR)
+        return
+    logger.info("Training %s", cfg.OUTPUT_DIR)
+    trainer = trainer_class(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    comm.synchronize()  # the main process writes the weights that all read next
+
+
+def _train_proposals(cfg: CfgNode, whole: CfgNode, trainer_class: type[DefaultTrainer]) -> None:
+    """Train a region proposal network, and write its proposals for the datasets of the config `whole` that need them.
+
+    These are the training ones, and where proposals and heads stay two networks the test ones.
+    """
+    _train(cfg, trainer_class)
+    folder = Path(cfg.OUTPUT_DIR)
+    rpn = cfg.MODEL.RPN
+    two_networks = whole.MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS == 2
+    wanted = dict.fromkeys(whole.DATASETS.TEST if two_networks else (), rpn.POST_NMS_TOPK_TEST)
+    wanted |= dict.fromkeys(whole.DATASETS.TRAIN, rpn.POST_NMS_TOPK_TRAIN)
+    for name, count in wanted.items():
+        path = folder / f"{name}.pkl"
+        if not path.exists():
+            test = _changed(cfg, **{"DATASETS.TEST": (name,), "MODEL.RPN.POST_NMS_TOPK_TEST": count})
+            model = trainer_class.build_model(test)
+            MaskRCNNCheckpointer(model).load(str(folder / WEIGHTS))
+            trainer_class.test(test, model, [ProposalWriter(path)])
+
+
+def _step(cfg: CfgNode, folder: Path, weights: str) -> CfgNode:
+    """The config of a step, which is not evaluated."""
+    values = {"MODEL.WEIGHTS": weights, "OUTPUT_DIR": str(folder), "DATASETS.TEST": (), "TEST.EXPECTED_RESULTS": []}
+    return _changed(cfg, **values)
+
+
+def _changed(cfg: CfgNode, **values: Any) -> CfgNode:
+    """A frozen copy with other values of the keys, which are dotted."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in values.items():
+        *nodes, last = key.split(".")
+        node = cfg
+        for name in nodes:
+            node = node[name]
+        node[last] = value
+    cfg.freeze()
+    return cfg

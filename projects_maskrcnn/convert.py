@@ -1,0 +1,62 @@
+"""Rewrites a weights file for Detectron2.
+
+python -m projects_maskrcnn.convert SRC DST
+
+SRC is a path or a URL (also detectron2://) of any file that MODEL.WEIGHTS may name: Detectron2's .pkl and .pth,
+Caffe2's .pkl, torchvision's .pth, .safetensors. DST is a .pth, which Detectron2 itself loads, or a .safetensors file.
+Weights alone are written, not the state of a training.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .framework import PathManager, setup_logger
+from .weights import CheckpointError, local_file, read_weights, rename_known
+
+SUFFIXES = (".pth", ".safetensors")
+
+
+def convert(source: str, destination: str | Path) -> dict[str, Tensor]:
+    """Writes the weights of `source`, under Detectron2's names, to `destination`, and returns them.
+
+    Raises:
+        ValueError: the destination has another suffix than .pth and .safetensors.
+        CheckpointError: the source holds no weights, or is refused.
+    """
+    destination = Path(destination)
+    if destination.suffix not in SUFFIXES:
+        raise ValueError(f"{destination}: name a file that ends in one of {', '.join(SUFFIXES)}")
+    content = read_weights(local_file(source, PathManager))
+    weights, of_a_part = rename_known(content["model"])
+    weights = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(weights, destination)
+    else:
+        # by this key Detectron2 knows that names are to be completed, as those of a backbone are
+        completed = {"matching_heuristics": True} if of_a_part or content.get("matching_heuristics") else {}
+        torch.save({"model": weights, "__author__": "projects_maskrcnn", **completed}, destination)
+    return weights
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC")
+    parser.add_argument("destination", metavar="DST")
+    args = parser.parse_args()
+    setup_logger(name="projects_maskrcnn")
+    try:
+        weights = convert(args.source, args.destination)
+    except (CheckpointError, FileNotFoundError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    print(f"{args.destination}: {len(weights)} tensors, {sum(v.numel() for v in weights.values()) / 1e6:.1f} M values")
+
+
+if __name__ == "__main__":
+    main()

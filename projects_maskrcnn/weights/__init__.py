@@ -1,0 +1,8 @@
+"""Weights files: what they may be, read without running what is in them, and fitted to a model.
+
+Stands below both frameworks, as `ops` does: imports third parties, and nothing of ours.
+"""
+
+from .fitting import fit, load_for, rename_known
+from .reader import CheckpointError, local_file, read_weights
+from .torchvision_names import COCO_GAPS, DEFAULT_INPUT, InputFormat

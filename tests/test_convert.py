@@ -1,0 +1,79 @@
+"""`python -m projects_maskrcnn.convert` on files of each origin."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from projects_maskrcnn.convert import convert
+
+SOURCES = {
+    "model zoo": {"model": {"backbone.fpn_output2.bias": np.float32([1, 2])}, "__author__": "Detectron2 Model Zoo"},
+    "Caffe2": {"blobs": {"cls_score_w": np.float32([[0], [1], [2]]), "cls_score_w_momentum": np.zeros((3, 1), "f")}},
+}
+EXPECTED = {
+    "model zoo": {"backbone.fpn_output2.bias": [1, 2]},
+    "Caffe2": {"box_predictor.cls_score.weight": [[1], [2], [0]]},
+}
+
+
+@pytest.fixture(params=SOURCES)
+def source(request, tmp_path):
+    path = tmp_path / "source.pkl"
+    path.write_bytes(pickle.dumps(SOURCES[request.param]))
+    return request.param, str(path)
+
+
+def test_pth(source, tmp_path):
+    name, path = source
+    convert(path, tmp_path / "new" / "model.pth")
+    content = torch.load(tmp_path / "new" / "model.pth", weights_only=True)
+    assert {key: value.tolist() for key, value in content["model"].items()} == EXPECTED[name]
+    # Detectron2's key for names that are but the ends of its own
+    assert content.get("matching_heuristics", False) == (name == "Caffe2")
+
+
+def test_safetensors_and_back(source, tmp_path):
+    name, path = source
+    convert(path, tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert {key: value.tolist() for key, value in tensors.items()} == EXPECTED[name]
+    convert(str(tmp_path / "model.safetensors"), tmp_path / "again.pth")
+    again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
+    assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)
+
+
+def run(root, *arguments):
+    command = [sys.executable, "-m", "projects_maskrcnn.convert", *map(str, arguments)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True)
+
+
+def test_the_command_says_what_torchvisions_weights_need(tmp_path, root):
+    state = {"conv1.weight": torch.rand(64, 3, 7, 7), "layer1.0.bn1.weight": torch.ones(64), "bn1.bias": torch.ones(64)}
+    torch.save(state, tmp_path / "resnet.pth")
+    result = run(root, tmp_path / "resnet.pth", tmp_path / "model.pth")
+    assert result.returncode == 0, result.stderr
+    assert "model.pth: 3 tensors" in result.stdout
+    output = result.stdout + result.stderr
+    for part in ("BGR images of mean [103.53, 116.28, 123.675]", "MODEL.RESNETS.STRIDE_IN_1X1 False"):
+        assert part in output
+    model = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
+    assert model.keys() == {"stem.conv1.weight", "res2.0.conv1.norm.weight", "stem.conv1.norm.bias"}
+    # red, which is first there and last here, in units of its deviation there and of one here
+    torch.testing.assert_close(model["stem.conv1.weight"][:, 2], state["conv1.weight"][:, 0] / (0.229 * 255))
+
+
+def test_bad_arguments_are_said(tmp_path, root):
+    (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    for arguments, message in [
+        ((tmp_path / "none.pkl", tmp_path / "b.pth"), "none.pkl does not exist"),
+        ((tmp_path / "evil.pkl", tmp_path / "b.pth"), "it asks for os.system"),
+        ((tmp_path / "evil.pkl", tmp_path / "b.pkl"), "b.pkl: name a file that ends in one of .pth, .safetensors"),
+    ]:
+        result = run(root, *arguments)
+        assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "b.pth").exists()

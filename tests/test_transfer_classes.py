@@ -1,0 +1,72 @@
+"""Weights for other classes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from projects_maskrcnn.transfer_classes import transfer_classes
+
+SOURCE, TARGET = ["person", "car", "sofa"], ["rider", "couch", "person"]
+
+
+def layers(num_classes, agnostic=False):
+    boxes, masks = (1, 1) if agnostic else (num_classes, num_classes)
+    return {
+        "backbone.conv.weight": torch.randn(3, 3),
+        "roi_heads.box_predictor.cls_score.weight": torch.randn(num_classes + 1, 5),
+        "roi_heads.box_predictor.cls_score.bias": torch.randn(num_classes + 1),
+        "roi_heads.box_predictor.bbox_pred.weight": torch.randn(4 * boxes, 5),
+        "roi_heads.box_predictor.bbox_pred.bias": torch.randn(4 * boxes),
+        "roi_heads.mask_head.predictor.weight": torch.randn(masks, 5, 1, 1),
+        "roi_heads.mask_head.predictor.bias": torch.randn(masks),
+    }
+
+
+def test_classes_of_the_same_name_keep_their_rows():
+    torch.manual_seed(0)
+    old = layers(3)
+    new = transfer_classes(old, SOURCE, TARGET)
+    assert new.keys() == old.keys() and torch.equal(new["backbone.conv.weight"], old["backbone.conv.weight"])
+    for part in ("weight", "bias"):
+        scores, old_scores = (w[f"roi_heads.box_predictor.cls_score.{part}"] for w in (new, old))
+        assert torch.equal(scores[1:], old_scores[[2, 0, 3]])  # couch, person, background
+        boxes, old_boxes = (w[f"roi_heads.box_predictor.bbox_pred.{part}"] for w in (new, old))
+        assert torch.equal(boxes[4:], torch.cat([old_boxes[8:12], old_boxes[0:4]]))
+        masks, old_masks = (w[f"roi_heads.mask_head.predictor.{part}"] for w in (new, old))
+        assert torch.equal(masks[1:], old_masks[[2, 0]])
+        assert {len(scores), len(masks)} == {4, 3} and len(boxes) == 12
+    # the rider starts as a new head does
+    assert 0 < new["roi_heads.box_predictor.cls_score.weight"][0].abs().max() < 0.05
+    assert new["roi_heads.box_predictor.cls_score.bias"][0] == 0
+    assert not new["roi_heads.box_predictor.bbox_pred.bias"][:4].any()
+
+
+def test_class_agnostic_layers_stay():
+    old = layers(3, agnostic=True)
+    new = transfer_classes(old, SOURCE, TARGET)
+    for name in old:
+        assert torch.equal(new[name], old[name]) != ("cls_score" in name)
+
+
+def test_weights_of_other_classes_are_refused():
+    with pytest.raises(ValueError, match="cls_score.weight has 5 rows.*3 classes"):
+        transfer_classes(layers(4), SOURCE, TARGET)
+
+
+def test_command_line(root, tmp_path):
+    torch.manual_seed(0)
+    old = layers(80)
+    torch.save({"model": old}, tmp_path / "coco.pth")
+    command = [sys.executable, "-m", "projects_maskrcnn.transfer_classes", tmp_path / "coco.pth", tmp_path / "new.pth"]
+    command += ["--source", "coco_2017_train", "--target", "cityscapes_fine_instance_seg_train"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "7 of 8 classes" in result.stdout
+    new = torch.load(tmp_path / "new.pth", weights_only=True)["model"]
+    # Cityscapes: person, rider, car, truck, bus, train, motorcycle, bicycle; COCO: person 0, bicycle 1, car 2,
+    # motorcycle 3, bus 5, train 6, truck 7
+    rows = new["roi_heads.mask_head.predictor.weight"]
+    old_rows = old["roi_heads.mask_head.predictor.weight"]
+    assert len(rows) == 8 and torch.equal(rows[[0, 2, 3, 4, 5, 6, 7]], old_rows[[0, 2, 7, 5, 6, 3, 1]])
