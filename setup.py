@@ -173,5 +173,8 @@ setup(
         "termcolor",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "pytest-xdist", "ruff==0.17.5", "clang-format==23.1.5"], "cityscapes": ["cityscapesscripts"]},
+    extras_require={
+        "test": ["pytest", "pytest-xdist", "ruff==0.17.5", "clang-format==23.1.5"],
+        "cityscapes": ["cityscapesscripts"],
+    },
 )

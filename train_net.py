@@ -5,14 +5,16 @@ python train_net.py --config-file configs/quick/mask_rcnn_R_18_FPN_shapes.yaml
 python train_net.py --config-file ... --num-gpus 8 SOLVER.BASE_LR 0.01
 python train_net.py --config-file ... --resume
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+python train_net.py --config-file ... --project my_project:add_my_config
 """
 
 import argparse
+import importlib
 from typing import Any
 
 from torch import nn
 
-from projects_maskrcnn import add_maskrcnn_config
+from projects_maskrcnn import add_maskrcnn_config, replace_poolers
 from projects_maskrcnn.alternating import evaluation_config, train_in_steps
 from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from projects_maskrcnn.data import RobustMapper, resolve_num_classes, use_coco_files
@@ -48,6 +50,11 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
         self.checkpointer = MaskRCNNCheckpointer(self.model, cfg.OUTPUT_DIR, **self.checkpointer.checkpointables)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        return replace_poolers(model) if cfg.MODEL.ROI_HEADS.REPLACE_POOLERS else model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -92,10 +99,28 @@ class Trainer(DefaultTrainer):
         return results
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """The framework's arguments, and the projects whose parts a config may name."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--project",
+        action="append",
+        default=[],
+        metavar="MODULE[:FUNCTION]",
+        help="import a module, which registers its parts, and call its function, which adds config keys; repeatable",
+    )
+    return parser
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of `args`, with output folder, log and seed set up."""
     cfg = get_cfg()
     add_maskrcnn_config(cfg)
+    for project in args.project:
+        name, _, add_config = project.partition(":")
+        module = importlib.import_module(name)
+        if add_config:
+            getattr(module, add_config)(cfg)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES_FROM_DATA
     if args.config_file:
         cfg.merge_from_file(args.config_file)
@@ -122,7 +147,13 @@ def evaluate(cfg: CfgNode, weights: str, resume: bool = False) -> dict[str, dict
     """The results of `weights`, or with `resume` of the last checkpoint in the output folder, by task and metric."""
     cfg = evaluation_config(cfg)
     model = Trainer.build_model(cfg)
-    MaskRCNNCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(weights, resume=resume)
+    checkpointer = MaskRCNNCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    if not weights and not (resume and checkpointer.has_checkpoint()):
+        raise ValueError(
+            "--eval-only has no weights to evaluate: set MODEL.WEIGHTS, or add --resume for the last checkpoint in "
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}"
+        )
+    checkpointer.resume_or_load(weights, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
@@ -142,7 +173,7 @@ def main(args: argparse.Namespace) -> dict[str, dict[str, float]] | None:
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    args = argument_parser().parse_args()
     launch(
         main,
         args.num_gpus,

@@ -26,7 +26,7 @@ WEIGHTS = "model_final.pth"
 
 def proposals_config(cfg: CfgNode, folder: Path, weights: str) -> CfgNode:
     """The config of a region proposal network alone, which is trained from `weights` in `folder`."""
-    return _step(_changed(cfg, **{"MODEL.META_ARCHITECTURE": "ProposalNetwork"}), folder, weights)
+    return _step(_changed(cfg, {"MODEL.META_ARCHITECTURE": "ProposalNetwork"}), folder, weights)
 
 
 def heads_config(cfg: CfgNode, folder: Path, weights: str, proposals: Path) -> CfgNode:
@@ -38,7 +38,7 @@ def from_proposals(cfg: CfgNode, proposals: Path) -> CfgNode:
     """The config of a model without a proposal generator of its own."""
     return _changed(
         cfg,
-        **{
+        {
             "MODEL.LOAD_PROPOSALS": True,
             "MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals",
             "DATASETS.PROPOSAL_FILES_TRAIN": tuple(str(proposals / f"{name}.pkl") for name in cfg.DATASETS.TRAIN),
@@ -123,7 +123,7 @@ def _train_proposals(cfg: CfgNode, whole: CfgNode, trainer_class: type[DefaultTr
     for name, count in wanted.items():
         path = folder / f"{name}.pkl"
         if not path.exists():
-            test = _changed(cfg, **{"DATASETS.TEST": (name,), "MODEL.RPN.POST_NMS_TOPK_TEST": count})
+            test = _changed(cfg, {"DATASETS.TEST": (name,), "MODEL.RPN.POST_NMS_TOPK_TEST": count})
             model = trainer_class.build_model(test)
             MaskRCNNCheckpointer(model).load(str(folder / WEIGHTS))
             trainer_class.test(test, model, [ProposalWriter(path)])
@@ -132,11 +132,11 @@ def _train_proposals(cfg: CfgNode, whole: CfgNode, trainer_class: type[DefaultTr
 def _step(cfg: CfgNode, folder: Path, weights: str) -> CfgNode:
     """The config of a step, which is not evaluated."""
     values = {"MODEL.WEIGHTS": weights, "OUTPUT_DIR": str(folder), "DATASETS.TEST": (), "TEST.EXPECTED_RESULTS": []}
-    return _changed(cfg, **values)
+    return _changed(cfg, values)
 
 
-def _changed(cfg: CfgNode, **values: Any) -> CfgNode:
-    """A frozen copy with other values of the keys, which are dotted."""
+def _changed(cfg: CfgNode, values: dict[str, Any]) -> CfgNode:
+    """A frozen copy with other values, by dotted keys."""
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in values.items():

@@ -13,6 +13,10 @@ def add_maskrcnn_config(cfg: CfgNode) -> None:
     # paper, equation 1). Images much smaller than the papers' 800 pixels want less.
     cfg.MODEL.ROI_HEADS.CANONICAL_BOX_SIZE = 224
 
+    # Pool with this project's RoIAlign in RoI heads that are not its own, such as Detectron2's StandardROIHeads and
+    # CascadeROIHeads. train_net.py reads it; elsewhere call `replace_poolers(model)`.
+    cfg.MODEL.ROI_HEADS.REPLACE_POOLERS = False
+
     # Probability of dropout after each fully connected layer of the box head: 0.5 in VGG-16.
     cfg.MODEL.ROI_BOX_HEAD.DROPOUT = 0.0
 

@@ -23,13 +23,16 @@ def convert(source: str, destination: str | Path) -> dict[str, Tensor]:
     """Writes the weights of `source`, under Detectron2's names, to `destination`, and returns them.
 
     Raises:
-        ValueError: the destination has another suffix than .pth and .safetensors.
+        ValueError: the destination has another suffix than .pth and .safetensors, or is the source.
         CheckpointError: the source holds no weights, or is refused.
     """
     destination = Path(destination)
     if destination.suffix not in SUFFIXES:
         raise ValueError(f"{destination}: name a file that ends in one of {', '.join(SUFFIXES)}")
-    content = read_weights(local_file(source, PathManager))
+    source = local_file(source, PathManager)
+    if destination.is_file() and destination.samefile(source):
+        raise ValueError(f"{destination} is the source itself, of which more than weights would be lost: name another")
+    content = read_weights(source)
     weights, of_a_part = rename_known(content["model"])
     weights = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
     destination.parent.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,7 @@ if FRAMEWORK == "detectron2":
             ConvTranspose2d,
             FrozenBatchNorm2d,
             Linear,
+            ROIAlign,
             ShapeSpec,
             batched_nms,
             cat,
@@ -105,6 +106,7 @@ if FRAMEWORK == "detectron2":
             detector_postprocess,
         )
         from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+        from detectron2.modeling.poolers import ROIPooler
         from detectron2.modeling.roi_heads import select_foreground_proposals
         from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
         from detectron2.structures import (
@@ -159,6 +161,7 @@ else:
         ConvTranspose2d,
         FrozenBatchNorm2d,
         Linear,
+        ROIAlign,
         ShapeSpec,
         batched_nms,
         cat,
@@ -181,6 +184,7 @@ else:
         detector_postprocess,
     )
     from .embedded.modeling.anchor_generator import DefaultAnchorGenerator
+    from .embedded.modeling.poolers import ROIPooler
     from .embedded.modeling.roi_heads import select_foreground_proposals
     from .embedded.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
     from .embedded.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints, heatmaps_to_keypoints

@@ -7,6 +7,7 @@ into the run's folder, and prints the final AP.
 """
 
 import argparse
+import contextlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -33,6 +34,7 @@ def read_config(output_dir: Path) -> CfgNode:
     """The config that the run wrote."""
     cfg = get_cfg()
     add_maskrcnn_config(cfg)
+    cfg.set_new_allowed(True)  # keys of other projects
     cfg.merge_from_file(str(_needed(output_dir / "config.yaml")))
     use_coco_files(cfg)
     return cfg
@@ -47,7 +49,13 @@ def _needed(path: Path) -> Path:
 def read_metrics(output_dir: Path) -> list[dict[str, float]]:
     """The lines of `metrics.json`; none where the run evaluated only."""
     path = output_dir / "metrics.json"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    metrics = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a line that a killed run was writing is not whole
+            metrics.append(json.loads(line))
+    return metrics
 
 
 def result_table(metrics: list[dict[str, float]]) -> str:
@@ -91,7 +99,11 @@ def draw_curves(metrics: list[dict[str, float]], path: Path) -> None:
 def draw_predictions(cfg: CfgNode, output_dir: Path, path: Path, num: int, min_score: float) -> None:
     """A grid of `num` images of the first test set: ground truth on the left, predictions on the right."""
     name = cfg.DATASETS.TEST[0]
-    results = json.loads(_needed(output_dir / "inference" / "coco_instances_results.json").read_text())
+    file = _needed(output_dir / "inference" / "coco_instances_results.json")
+    try:
+        results = json.loads(file.read_text())
+    except ValueError as error:
+        raise SystemExit(f"{file} is not whole ({error}): evaluate the run again, with --eval-only --resume") from error
     by_image: dict[int, list[dict]] = defaultdict(list)
     for result in results:
         if result["score"] >= min_score:
@@ -167,6 +179,8 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=8, help="images in the picture of predictions")
     parser.add_argument("--min-score", type=float, default=0.5, help="lowest score that is drawn")
     args = parser.parse_args()
+    if args.num < 1:
+        parser.error(f"--num is {args.num}: one image or more")
     cfg = read_config(args.output_dir)
     metrics = read_metrics(args.output_dir)
     folder = args.output_dir / "show"

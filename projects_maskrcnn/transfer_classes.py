@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .framework import MetadataCatalog, PathManager
-from .weights import local_file, read_weights, rename_known
+from .data.datasets import thing_classes
+from .framework import PathManager
+from .weights import CheckpointError, local_file, read_weights, rename_known
 
 SYNONYMS = {  # PASCAL VOC's names -> COCO's
     "aeroplane": "airplane",
@@ -50,7 +51,10 @@ def transfer_classes(weights: dict[str, Tensor], source: Sequence[str], target: 
                 continue
             background = int(layer.endswith("cls_score"))  # a row of it comes last
             if len(value) != per_class * len(source) + background:
-                raise ValueError(f"{name} has {len(value)} rows, which is not the number for {len(source)} classes")
+                raise ValueError(
+                    f"{name} has {len(value)} rows, which is not the number for {len(source)} classes: "
+                    "are the weights of another dataset than --source?"
+                )
             old = value[: len(value) - background].unflatten(0, (-1, per_class))
             new = torch.zeros(len(target), *old.shape[1:])
             if name.endswith("weight"):
@@ -70,11 +74,14 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="registered dataset of the weights' classes")
     parser.add_argument("--target", required=True, help="registered dataset of the classes wanted")
     args = parser.parse_args()
-    source, target = (list(MetadataCatalog.get(name).thing_classes) for name in (args.source, args.target))
-    weights, _ = rename_known(read_weights(local_file(args.weights, PathManager))["model"])
-    weights = {name: torch.as_tensor(value) for name, value in weights.items()}
+    try:
+        source, target = thing_classes(args.source), thing_classes(args.target)
+        weights, _ = rename_known(read_weights(local_file(args.weights, PathManager))["model"])
+        weights = transfer_classes(weights, source, target)
+    except (CheckpointError, FileNotFoundError, KeyError, ValueError) as error:
+        parser.exit(1, f"{error.args[0]}\n")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": transfer_classes(weights, source, target)}, args.output)
+    torch.save({"model": weights}, args.output)
     shared = {SYNONYMS.get(n, n) for n in source} & {SYNONYMS.get(n, n) for n in target}
     print(f"{args.output}: {len(shared)} of {len(target)} classes are known: {', '.join(sorted(shared))}")
 

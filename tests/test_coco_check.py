@@ -2,6 +2,8 @@
 
 import copy
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 
 from projects_maskrcnn.coco_check import (
@@ -19,7 +21,7 @@ def coco():
     rle = {"size": [20, 30], "counts": [100, 20, 480]}
     return {
         "images": [{"id": 7, "file_name": "a.jpg", "height": 20, "width": 30}],
-        "categories": [{"id": 3, "name": "cat"}],
+        "categories": [{"id": 3, "name": "cat", "keypoints": ["nose", "tail"]}],
         "annotations": [
             {"id": 1, "image_id": 7, "category_id": 3, "iscrowd": 0, **box, "segmentation": polygon},
             {"id": 2, "image_id": 7, "category_id": 3, "iscrowd": 1, **box, "segmentation": rle},
@@ -39,7 +41,11 @@ def coco():
 
 def test_valid_files(coco):
     check_coco(coco, "x.json")
-    coco["annotations"][0]["segmentation"] = {"size": [20, 30], "counts": "PPYo0"}
+    mask = np.asfortranarray(np.random.default_rng(0).integers(0, 2, (20, 30)), np.uint8)
+    for compressed in mask_util.encode(mask), mask_util.encode(np.zeros_like(mask)), mask_util.encode(mask * 0 + 1):
+        counts = compressed["counts"].decode()
+        coco["annotations"][0]["segmentation"] = {"size": [20, 30], "counts": counts}
+        check_coco(coco, "x.json")
     check_coco(coco, "x.json")
     del coco["annotations"]  # COCO's test sets
     check_coco(coco, "x.json")
@@ -65,6 +71,30 @@ def test_valid_files(coco):
         (0, "bbox", [1, 2, float("nan"), 4], "annotation 1: bbox"),
         (0, "bbox", [1, float("inf"), 3, 4], "annotation 1: bbox"),
         (0, "bbox", 5, "annotation 1: bbox"),
+        (0, "bbox", 0, "annotation 1: bbox"),
+        (0, "bbox", [0, 0, 10**400, 1], "annotation 1: bbox"),
+        (0, "area", float("nan"), "annotation 1: 'area' is nan, not the area"),
+        (0, "area", "14", "annotation 1: 'area' is '14', not the area"),
+        (0, "iscrowd", 2, "annotation 1: 'iscrowd' is 2, not 0 for an object"),
+        (0, "iscrowd", "no", "annotation 1: 'iscrowd' is 'no', not 0 for an object"),
+        (0, "image_id", [7], r"annotation 1: 'image_id' is \[7\], not the 'id' of its image"),
+        (0, "category_id", {}, "annotation 1: 'category_id' is {}, not the 'id' of its category"),
+        (0, "segmentation", [[1, 2, float("nan"), 2, 4, 6]], "annotation 1: segmentation has a polygon"),
+        (0, "segmentation", [[1, 2, 1e30, 2, 4, 6]], "annotation 1: segmentation has a polygon"),
+        (0, "segmentation", [["1", "2", "4", "2", "4", "6"]], "annotation 1: segmentation has a polygon"),
+        (0, "segmentation", [[[1, 2], [4, 2], [4, 6]]], "annotation 1: segmentation has a polygon"),
+        (1, "segmentation", {"size": [20, 30], "counts": "1"}, "annotation 2: .*sum to 1, not to the 600"),
+        (1, "segmentation", {"size": [20, 30], "counts": ""}, "annotation 2: .*sum to 0, not to the 600"),
+        (1, "segmentation", {"size": [20, 30], "counts": "zz~~"}, "annotation 2: .*compressed by pycocotools"),
+        (1, "segmentation", {"size": [20, 30], "counts": "P"}, "annotation 2: .*compressed by pycocotools"),
+        (1, "segmentation", {"size": [20, 30], "counts": "\u2603"}, "annotation 2: .*compressed by pycocotools"),
+        (1, "segmentation", {"size": [20, 30], "counts": [-5, 605]}, "annotation 2: .*not numbers of pixels"),
+        (1, "segmentation", {"size": [20, 30], "counts": [1.5, 598.5]}, "annotation 2: .*not numbers of pixels"),
+        (1, "segmentation", {"size": [20, 30], "counts": ["600"]}, "annotation 2: .*not numbers of pixels"),
+        (2, "keypoints", "abc", "annotation 3: 'keypoints' are not numbers"),
+        (2, "keypoints", [None, 1, 2], "annotation 3: 'keypoints' are not numbers"),
+        (2, "keypoints", [float("nan"), 1, 2], "annotation 3: 'keypoints' are not numbers"),
+        (2, "keypoints", [1, 1, 2], "annotation 3: 1 keypoints, but its category has 2"),
         (0, "segmentation", [1, 2, 3, 4, 5, 6], "annotation 1: segmentation is a list, but not of polygons"),
         (0, "segmentation", "mask.png", "annotation 1: segmentation is a str, neither polygons.*nor an RLE"),
         (0, "segmentation", {"counts": "abc"}, "annotation 1: segmentation is an object, but not an RLE"),
@@ -100,6 +130,12 @@ def test_problem_of_an_annotation(coco, where, field, value, message):
         ("images", lambda i: i.pop("width"), "image 7 lacks 'width'"),
         ("images", lambda i: i.pop("id"), "image number 0 of the list lacks 'id'"),
         ("categories", lambda c: c.pop("name"), "category 3 lacks 'name'"),
+        ("images", lambda i: i.update(width=0), "image 7: 'width' is 0, not a whole number of pixels"),
+        ("images", lambda i: i.update(height="20"), "image 7: 'height' is '20', not a whole number of pixels"),
+        ("images", lambda i: i.update(file_name=None), "image 7: 'file_name' is None, not its path"),
+        ("images", lambda i: i.update(id=[1]), r"image \[1\]: 'id' is \[1\], not a number that no other image has"),
+        ("categories", lambda c: c.update(name=5), "category 3: 'name' is 5, not the name of the class"),
+        ("categories", lambda c: c.update(keypoints=5), "category 3: 'keypoints' is 5, not a list of their names"),
     ],
 )
 def test_problem_of_images_and_categories(coco, entries, change, message):
@@ -133,6 +169,19 @@ def test_minival_may_repeat_annotation_ids(coco):
 def test_not_coco_at_all(content, found):
     with pytest.raises(CocoFormatError, match=f"results.json is not a COCO annotation file: it holds {found}"):
         check_coco(content, "results.json")
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_lists_that_are_none(coco, key):
+    coco[key] = None
+    with pytest.raises(CocoFormatError, match=f"x.json: '{key}' is a NoneType, not a list of objects"):
+        check_coco(coco, "x.json")
+
+
+def test_no_categories(coco):
+    coco["categories"] = []
+    with pytest.raises(CocoFormatError, match="x.json has no 'categories': name the classes"):
+        check_coco(coco, "x.json")
 
 
 def test_entries_that_are_no_objects(coco):

@@ -21,6 +21,14 @@ EXPECTED = {
 }
 
 
+def test_the_source_is_not_written_over(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"w": torch.ones(2)}, "iteration": 3}, path)
+    with pytest.raises(ValueError, match="model.pth is the source itself"):
+        convert(str(path), path)
+    assert torch.load(path)["iteration"] == 3
+
+
 @pytest.fixture(params=SOURCES)
 def source(request, tmp_path):
     path = tmp_path / "source.pkl"

@@ -136,3 +136,15 @@ def test_a_folder_that_is_no_run_says_so(run, monkeypatch, name):
     (output / name).unlink()
     with pytest.raises(SystemExit, match=f"There is no .*{name}.*OUTPUT_DIR"):
         shown(monkeypatch, output)
+
+
+def test_what_a_killed_run_left_half_written(run, monkeypatch, capsys):
+    """Lines of metrics.json, also one to which a resumed run has added its own, are left out; results are needed."""
+    output = run([], metrics=[{"iteration": 19, "bbox/AP": 11.0}])
+    with (output / "metrics.json").open("a") as file:
+        file.write('{"iteration": 39, "bbox/A{"iteration": 39, "bbox/AP": 22.0}\n{"iteration": 59, "bbox/AP": 3')
+    shown(monkeypatch, output)
+    assert "11.0" in capsys.readouterr().out
+    (output / "inference" / "coco_instances_results.json").write_text('[{"ima')
+    with pytest.raises(SystemExit, match="coco_instances_results.json is not whole.*--eval-only --resume"):
+        shown(monkeypatch, output)

@@ -215,6 +215,11 @@ BAD_INPUT = {
 }
 
 
+def test_random_weights_are_not_evaluated(train_net, tmp_path):
+    result = train_net(tmp_path, "--eval-only", "--resume", check=False)
+    assert result.returncode != 0 and "--eval-only has no weights to evaluate: set MODEL.WEIGHTS" in result.stderr
+
+
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_named(case, train_net, tmp_path):
     values, message = BAD_INPUT[case]

@@ -55,6 +55,13 @@ def test_weights_of_other_classes_are_refused():
         transfer_classes(layers(4), SOURCE, TARGET)
 
 
+def test_an_unknown_dataset_is_named(root, tmp_path):
+    command = [sys.executable, "-m", "projects_maskrcnn.transfer_classes", "a.pth", tmp_path / "b.pth"]
+    command += ["--source", "coco_2017_trian", "--target", "shapes_train"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 1 and "'coco_2017_trian' is not registered: did you mean coco_2017_" in result.stderr
+
+
 def test_command_line(root, tmp_path):
     torch.manual_seed(0)
     old = layers(80)

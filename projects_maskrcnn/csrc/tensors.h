@@ -116,7 +116,10 @@ inline void check_length(int64_t height, int64_t width) {
                   "features must have a cell or more along each axis, and at most 2 ** 28; got ", height, " x ", width);
 }
 
-inline void check_features(const Tensors& features, const Floats& scales, const Tensor& boxes) {
+/// `check_rois` for what pools `features`, which are checked too.
+inline Rois check_features(const Tensors& features, const Tensor& boxes, const Ints& boxes_per_image,
+                           const Floats& scales, int64_t bins_y, int64_t bins_x, int64_t sampling_ratio, bool aligned,
+                           int64_t rounding, double canonical_box_size, int64_t canonical_level) {
   STD_TORCH_CHECK(!features.empty() && features.size() == scales.size(), "features of ", features.size(),
                   " levels, but scales of ", scales.size());
   for (const Tensor& map : features) {
@@ -128,6 +131,29 @@ inline void check_features(const Tensors& features, const Floats& scales, const 
     STD_TORCH_CHECK(map.scalar_type() == features[0].scalar_type(), "features of all levels must have one dtype");
     STD_TORCH_CHECK(map.device() == boxes.device(), "features and boxes must be on one device");
   }
+  return check_rois(boxes, boxes_per_image, scales, features[0].size(0), bins_y, bins_x, sampling_ratio, aligned,
+                    rounding, canonical_box_size, canonical_level);
+}
+
+/// `check_rois` for what takes `grad` (R, C, bins_y, bins_x) back to maps of these sizes, which are checked too.
+inline Rois check_gradient(const Tensor& grad, const Tensor& boxes, const Ints& boxes_per_image, const Floats& scales,
+                           int64_t num_images, const Ints& heights, const Ints& widths, int64_t sampling_ratio,
+                           bool aligned, int64_t rounding, double canonical_box_size, int64_t canonical_level) {
+  STD_TORCH_CHECK(grad.dim() == 4, "grad must have shape (R, C, bins_y, bins_x); got ", shape_of(grad));
+  STD_TORCH_CHECK(grad.device() == boxes.device(), "grad and boxes must be on one device");
+  STD_TORCH_CHECK(heights.size() == scales.size() && widths.size() == scales.size(), "scales of ", scales.size(),
+                  " levels, but heights of ", heights.size(), " and widths of ", widths.size());
+  for (size_t level = 0; level < heights.size(); level++) check_length(heights[level], widths[level]);
+  Rois rois = check_rois(boxes, boxes_per_image, scales, num_images, grad.size(2), grad.size(3), sampling_ratio,
+                         aligned, rounding, canonical_box_size, canonical_level);
+  STD_TORCH_CHECK(grad.size(0) == rois.size(), "grad of ", grad.size(0), " RoIs, but ", rois.size(), " boxes");
+  return rois;
+}
+
+inline void check_argmax(const Tensor& argmax, const Tensor& grad) {
+  STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Int && shape_of(argmax) == shape_of(grad),
+                  "argmax must be int32 with the shape of grad, ", shape_of(grad), "; got ", shape_of(argmax));
+  STD_TORCH_CHECK(argmax.device() == grad.device(), "argmax and grad must be on one device");
 }
 
 inline void check_nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& groups,

@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 def datasets_root() -> Path:
     """Where datasets lie: `DETECTRON2_DATASETS`, or `datasets` in the working folder."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def register_datasets() -> None:
     """Register `shapes_{train,val}`, `shapes_keypoints_{train,val}` and `nuclei_{train,val}`."""
-    folder = datasets_root() / "shapes"
+    folder, nuclei = datasets_root() / "shapes", datasets_root() / "nuclei"
     for split in ("train", "val"):
         for prefix, kind, classes in (
             ("shapes", "instances", shapes.CLASSES),
@@ -42,7 +42,6 @@ def register_datasets() -> None:
             keypoint_flip_map=list(shapes.FLIP_MAP),
             keypoint_connection_rules=[(a, b, (255, 180, 40)) for a, b in shapes.SKELETON],
         )
-        nuclei = datasets_root() / "nuclei"
         register_coco_instances(
             f"nuclei_{split}",
             {},
@@ -121,7 +120,7 @@ def resolve_num_classes(cfg: CfgNode) -> None:
         KeyError: a dataset is not registered.
     """
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    classes = {name: len(_thing_classes(name)) for name in names}
+    classes = {name: len(thing_classes(name)) for name in names}
     heads = cfg.MODEL.ROI_HEADS
     if heads.NUM_CLASSES < 0:
         if not names:
@@ -154,8 +153,13 @@ def _check_keypoints(cfg: CfgNode, name: str) -> None:
         )
 
 
-def _thing_classes(name: str) -> list[str]:
-    """The names of a dataset's classes, from its metadata or its JSON."""
+def thing_classes(name: str) -> list[str]:
+    """The names of a dataset's classes, from its metadata or its JSON.
+
+    Raises:
+        KeyError: the dataset is not registered.
+        FileNotFoundError: it has no JSON where it should be.
+    """
     if name not in DatasetCatalog.list():
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(DatasetCatalog.list()))}"

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ..framework import DatasetEvaluator, comm
+from ..framework import BoxMode, DatasetEvaluator, comm
 
 logger = logging.getLogger(__name__)
-
-XYXY_ABS = 0  # Detectron2's number of this kind of box
 
 
 class ProposalWriter(DatasetEvaluator):
@@ -44,7 +42,7 @@ class ProposalWriter(DatasetEvaluator):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = self.path.with_suffix(".unfinished")
             with unfinished.open("wb") as file:
-                pickle.dump({**content, "bbox_mode": XYXY_ABS}, file)
+                pickle.dump({**content, "bbox_mode": BoxMode.XYXY_ABS.value}, file)
             unfinished.replace(self.path)
             logger.info("Wrote the proposals of %d images to %s", len(ids), self.path)
         comm.synchronize()

@@ -18,6 +18,9 @@ class MaskRCNNBoxHead(nn.Sequential):
         fc_dims: width of each fully connected layer.
         conv_norm: after each conv, "" for none.
         dropout: probability that a fully connected layer's output is dropped in training, as VGG-16's are.
+
+    Raises:
+        ValueError: there is no layer.
     """
 
     @configurable
@@ -76,5 +79,6 @@ class MaskRCNNBoxHead(nn.Sequential):
 
     @property
     def output_shape(self) -> ShapeSpec:
+        """Of one RoI: channels, and height and width where there are convs alone."""
         channels, *sides = self._output_size
         return ShapeSpec(channels, *sides)

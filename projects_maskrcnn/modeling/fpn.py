@@ -24,6 +24,7 @@ class LastLevelMaxPool(nn.Module):
         self.in_feature = in_feature
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """[(N, C, H / 2, W / 2)], rounded up, of the map (N, C, H, W)."""
         return [F.max_pool2d(x, kernel_size=1, stride=2)]
 
 
@@ -37,6 +38,9 @@ class FPN(Backbone):
         norm: after each conv, "" for none.
         top_block: makes further maps from its `in_feature`.
         fuse_type: "sum" or "avg" of a map and the coarser one.
+
+    Raises:
+        ValueError: `fuse_type` is unknown, or a stride is not twice the one before.
     """
 
     def __init__(

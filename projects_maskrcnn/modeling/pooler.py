@@ -1,4 +1,4 @@
-"""RoI features of a fixed size, from one feature map or a pyramid."""
+"""RoI features of a fixed size, from one feature map or a pyramid, in our own heads or in the framework's."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..framework import Boxes, CfgNode, ShapeSpec
+from ..framework import Boxes, CfgNode, ROIAlign, ROIPooler, ShapeSpec
 from ..ops import roi_align, roi_pool, roi_warp
 
 
@@ -94,3 +94,29 @@ class RoIPooler(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.pooler_type}, output_size={self.output_size}, scales={self.scales}"
+
+
+def replace_poolers(model: nn.Module) -> nn.Module:
+    """`model`, in which each of the framework's poolers is a `RoIPooler` with the same settings.
+
+    It makes heads that are not ours, such as Detectron2's `CascadeROIHeads`, pool with our RoIAlign: the same features
+    up to rounding. Poolers have no parameters, so that weights, optimizers and checkpoints stay as they are. Poolers
+    that are not of RoIAlign, and those of a class derived from the framework's, are left alone.
+    """
+    for parent in list(model.modules()):
+        for name, pooler in parent.named_children():
+            if type(pooler) is ROIPooler and type(pooler.level_poolers[0]) is ROIAlign:
+                setattr(parent, name, _like(pooler))
+    return model
+
+
+def _like(pooler: ROIPooler) -> RoIPooler:
+    align = pooler.level_poolers[0]
+    return RoIPooler(
+        pooler.output_size,
+        [level.spatial_scale for level in pooler.level_poolers],
+        align.sampling_ratio,
+        "ROIAlignV2" if align.aligned else "ROIAlign",
+        pooler.canonical_box_size,
+        pooler.canonical_level,
+    )

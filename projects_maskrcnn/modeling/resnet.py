@@ -41,6 +41,7 @@ class Stem(CNNBlockBase):
         self.conv1 = _conv(in_channels, out_channels, 7, norm, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, out_channels, H / 4, W / 4), rounded up, of images (N, C, H, W)."""
         return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
 
 
@@ -65,6 +66,7 @@ class BasicBlock(_Residual):
         self.conv2 = _conv(out_channels, out_channels, 3, norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, out_channels, H / stride, W / stride), rounded up, of a map (N, C, H, W)."""
         return self._add(x, self.conv2(F.relu_(self.conv1(x))))
 
 
@@ -105,6 +107,7 @@ class BottleneckBlock(_Residual):
         self.conv3 = _conv(bottleneck_channels, out_channels, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, out_channels, H / stride, W / stride), rounded up, of a map (N, C, H, W)."""
         return self._add(x, self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x))))))
 
 
@@ -155,6 +158,9 @@ class ResNet(Backbone):
         stages: the blocks of each stage, from `res2` on.
         out_features: names of the stages whose outputs are wanted.
         freeze_at: the stem (1) and stages up to this one (2 for res2) are not trained.
+
+    Raises:
+        ValueError: `out_features` names none of the stages, or another.
     """
 
     def __init__(
@@ -192,7 +198,10 @@ class ResNet(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name, of images (N, C, H, W)."""
         outputs = {}
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))  # what convs and RoIAlign are fastest in
+        if not torch.is_grad_enabled():
+            # What convs and RoIAlign are fastest in, but not the gradients of convs on a CPU.
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.stem(x)
         for name in self.stage_names:
             x = getattr(self, name)(x)
             if name in self._out_features:

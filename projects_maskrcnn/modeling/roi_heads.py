@@ -65,8 +65,8 @@ class MaskRCNNROIHeads(_TwoStep):
     Args:
         in_features: names of the feature maps, finest first.
         box_pooler, box_head, box_predictor: RoI features, what is made of them, and classes and boxes from that.
-        mask_pooler, mask_head: the mask branch, or None.
-        keypoint_pooler, keypoint_head: the keypoint branch, or None.
+        mask_pooler, mask_head: the mask branch, or None. Without a pooler the head gets the feature maps by name.
+        keypoint_pooler, keypoint_head: the keypoint branch, likewise.
         train_on_pred_boxes: train masks and keypoints on the boxes that the box head predicts for proposals.
         kwargs: see the framework's `ROIHeads`.
     """
@@ -103,10 +103,14 @@ class MaskRCNNROIHeads(_TwoStep):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         shapes = [input_shape[name] for name in in_features]
 
-        def pooler(head: CfgNode) -> RoIPooler:
+        def pooler(head: CfgNode) -> RoIPooler | None:
+            if not head.POOLER_TYPE:
+                return None
             return RoIPooler.of_head(head, shapes, cfg.MODEL.ROI_HEADS.CANONICAL_BOX_SIZE)
 
-        def pooled(head: CfgNode) -> ShapeSpec:
+        def pooled(head: CfgNode) -> ShapeSpec | dict[str, ShapeSpec]:
+            if not head.POOLER_TYPE:
+                return {name: input_shape[name] for name in in_features}
             return ShapeSpec(shapes[0].channels, head.POOLER_RESOLUTION, head.POOLER_RESOLUTION)
 
         box = cfg.MODEL.ROI_BOX_HEAD
@@ -127,7 +131,11 @@ class MaskRCNNROIHeads(_TwoStep):
         x = self._pool(self.box_pooler, features, [p.proposal_boxes for p in proposals])
         return self.box_predictor(self.box_head(x))
 
-    def _pool(self, pooler: nn.Module, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+    def _pool(
+        self, pooler: nn.Module | None, features: dict[str, Tensor], boxes: list[Boxes]
+    ) -> Tensor | dict[str, Tensor]:
+        if pooler is None:  # the head samples the maps itself, as PointRend's does
+            return {name: features[name] for name in self.in_features}
         return pooler([features[name] for name in self.in_features], boxes)
 
     def _losses(self, features: dict[str, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:

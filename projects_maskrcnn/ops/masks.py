@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .native import operators
+from .native import check_one_device, operators
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> Tensor:
@@ -19,6 +19,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
     Returns:
         (N, height, width), bool; or, with a negative threshold, uint8 probabilities times 255.
     """
+    check_one_device(masks=masks, boxes=boxes)
     return operators(masks.device).paste_masks(masks.detach(), boxes.detach(), *image_size, threshold)
 
 

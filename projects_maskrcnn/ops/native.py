@@ -50,6 +50,18 @@ def operators(device: torch.device) -> Any:
     return reference
 
 
+def check_one_device(**tensors: Tensor) -> None:
+    """Raise a ValueError where tensors, given by their names, are on several devices.
+
+    PyTorch takes an operator with one tensor on `meta` for one whose result is not wanted, and would return memory as
+    it is.
+    """
+    devices = {name: tensor.device for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1:
+        places = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"all tensors must be on one device; got {places}")
+
+
 @functools.cache
 def _say_that_the_reference_serves(device_type: str) -> None:
     missing = f"built without {device_type} kernels" if DEVICES else "not built"

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .native import operators
+from .native import check_one_device, operators
 from .reference import ROUND_BINS, ROUND_NOTHING, ROUND_ROI
 
 Mode = Literal["average", "max"]
@@ -114,6 +114,8 @@ def _pool(
 ) -> Tensor:
     maps = [features] if isinstance(features, Tensor) else list(features)
     scales = [float(spatial_scale)] if isinstance(spatial_scale, int | float) else [float(s) for s in spatial_scale]
+    if not isinstance(output_size, int) and len(output_size) != 2:
+        raise ValueError(f"output_size must be a number or (height, width), got {tuple(output_size)}")
     bins_y, bins_x = (output_size, output_size) if isinstance(output_size, int) else output_size
     if not maps or len(maps) != len(scales):
         raise ValueError(f"features of {len(maps)} levels, but spatial_scale of {len(scales)}")
@@ -140,6 +142,7 @@ def _pool(
                 raise ValueError(f"boxes of an image must have shape (R, 4) of x0, y0, x1, y1; got {tuple(b.shape)}")
         rois = torch.cat(list(boxes)) if boxes else maps[0].new_zeros(0, 4)
         counts = [len(b) for b in boxes]
+    check_one_device(features=maps[0], boxes=rois)
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in maps])  # under autocast they may differ
     maps = [x.to(dtype) for x in maps]
     ops = operators(maps[0].device)

@@ -74,7 +74,10 @@ _RULES = [(re.compile(pattern), name) for pattern, name in {**NAMES, **DETECTOR_
 
 @dataclass(frozen=True)
 class InputFormat:
-    """What a model's first conv gets: ``(image - mean) / std``, by channel in the order of `channels`."""
+    """What a model's first conv gets: ``(image - mean) / std``, in the order of `channels`, such as "BGR".
+
+    `mean` and `std` (C,) are of pixels from 0 to 255.
+    """
 
     channels: str
     mean: Tensor

@@ -3,7 +3,6 @@
 import torch
 
 from projects_maskrcnn.evaluation import ProposalWriter
-from projects_maskrcnn.evaluation.proposals import XYXY_ABS
 from projects_maskrcnn.framework import Boxes, BoxMode, Instances, load_proposals_into_dataset
 
 
@@ -28,4 +27,4 @@ def test_the_framework_reads_what_is_written(tmp_path):
     assert first["proposal_boxes"].tolist() == [[0, 0, 9, 9]] and first["proposal_objectness_logits"].tolist() == [0.5]
     assert second["proposal_boxes"].tolist() == [[5, 6, 7, 8], [1, 2, 3, 4]]  # by decreasing score
     assert second["proposal_objectness_logits"].tolist() == [2, -1]
-    assert second["proposal_bbox_mode"] == BoxMode.XYXY_ABS and BoxMode.XYXY_ABS.value == XYXY_ABS
+    assert second["proposal_bbox_mode"] == BoxMode.XYXY_ABS

@@ -1,10 +1,10 @@
-"""A small config, and a model's inputs."""
+"""A small config, a model's inputs, and where it logs."""
 
 import pytest
 import torch
 
 from projects_maskrcnn import add_maskrcnn_config
-from projects_maskrcnn.framework import CfgNode, get_cfg
+from projects_maskrcnn.framework import CfgNode, EventStorage, get_cfg
 
 SMALL = {
     "fpn": """
@@ -35,6 +35,14 @@ HEADS = """
       ROI_KEYPOINT_HEAD: {NAME: MaskRCNNKeypointHead, CONV_DIMS: [16], NUM_KEYPOINTS: 5}
     TEST: {DETECTIONS_PER_IMAGE: 6}
 """
+
+
+@pytest.fixture
+def storage():
+    """An event storage in use, and torch seeded."""
+    torch.manual_seed(0)
+    with EventStorage() as storage:
+        yield storage
 
 
 @pytest.fixture

@@ -6,19 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from projects_maskrcnn.framework import BitMasks, Boxes, EventStorage, Instances, Keypoints, ShapeSpec
+from projects_maskrcnn.framework import BitMasks, Boxes, Instances, Keypoints, ShapeSpec
 from projects_maskrcnn.modeling import MaskRCNNBoxHead, MaskRCNNKeypointHead, MaskRCNNMaskHead
 from projects_maskrcnn.modeling.keypoint_head import keypoint_rcnn_inference, keypoint_rcnn_loss
 from projects_maskrcnn.modeling.mask_head import mask_rcnn_inference, mask_rcnn_loss
 
+pytestmark = pytest.mark.usefixtures("storage")
 POOLED = ShapeSpec(channels=5, height=14, width=14)
-
-
-@pytest.fixture(autouse=True)
-def storage():
-    torch.manual_seed(0)
-    with EventStorage() as storage:
-        yield storage
 
 
 def instances(count, **fields):

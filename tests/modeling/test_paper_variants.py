@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from projects_maskrcnn.framework import BitMasks, Boxes, EventStorage, Instances, ShapeSpec, build_model
+from projects_maskrcnn.framework import BitMasks, Boxes, Instances, ShapeSpec, build_model
 from projects_maskrcnn.modeling import (
     VGG16,
     MaskRCNNBoxHead,
@@ -17,14 +17,8 @@ from projects_maskrcnn.modeling import (
 )
 from projects_maskrcnn.modeling.mask_head import mask_rcnn_inference, mask_rcnn_loss
 
+pytestmark = pytest.mark.usefixtures("storage")
 POOLED = ShapeSpec(channels=5, height=14, width=14)
-
-
-@pytest.fixture(autouse=True)
-def storage():
-    torch.manual_seed(0)
-    with EventStorage() as storage:
-        yield storage
 
 
 def rois(*classes):

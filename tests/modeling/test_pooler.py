@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
-from projects_maskrcnn.framework import Boxes, ShapeSpec
+from projects_maskrcnn import replace_poolers
+from projects_maskrcnn.framework import Boxes, ROIPooler, ShapeSpec
 from projects_maskrcnn.modeling import ROI_LAYERS, RoIPooler
 
 # 5 y + x at cell (y, x) of a map of stride 4
@@ -49,3 +51,29 @@ def test_errors():
     for scales in ([0.25, 0.0625], [0.3], [0.125, 0.25]):
         with pytest.raises(ValueError, match="powers of two"):
             RoIPooler(7, scales, 0, "ROIAlignV2")
+
+
+@pytest.mark.parametrize("canonical", [(224, 4), (20, 3)])
+@pytest.mark.parametrize("scales", [(1 / 4, 1 / 8, 1 / 16), (1 / 8,)])
+@pytest.mark.parametrize("pooler_type", ["ROIAlignV2", "ROIAlign"])
+@pytest.mark.parametrize(("size", "sampling_ratio"), [(7, 0), ((3, 3), 2)])
+def test_replaced_poolers_pool_the_same(size, sampling_ratio, pooler_type, scales, canonical):
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.rand(2, 3, int(64 * s), int(96 * s), generator=generator) for s in scales]
+    corner = torch.rand(2, 8, 2, generator=generator) * 50
+    boxes = [Boxes(torch.cat([c, c + 2 + torch.rand(8, 2, generator=generator) * 60], dim=1)) for c in corner]
+    theirs = ROIPooler(size, scales, sampling_ratio, pooler_type, *canonical)
+    model = nn.ModuleDict({"heads": nn.Sequential(theirs), "linear": nn.Linear(1, 1)})
+    names = list(model.state_dict())
+    assert replace_poolers(model) is model and list(model.state_dict()) == names
+    (ours,) = model["heads"]
+    assert type(ours) is RoIPooler
+    torch.testing.assert_close(ours(features, boxes), theirs(features, boxes))
+
+
+def test_a_derived_pooler_is_not_replaced():
+    class Other(ROIPooler):
+        pass
+
+    pooler = Other(7, [0.25], 0, "ROIAlignV2")
+    assert replace_poolers(nn.Sequential(pooler))[0] is pooler

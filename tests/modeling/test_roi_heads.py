@@ -2,8 +2,17 @@
 
 import pytest
 import torch
+from torch import nn
 
-from projects_maskrcnn.framework import BitMasks, Boxes, EventStorage, Instances, Keypoints, build_model
+from projects_maskrcnn.framework import (
+    ROI_MASK_HEAD_REGISTRY,
+    BitMasks,
+    Boxes,
+    EventStorage,
+    Instances,
+    Keypoints,
+    build_model,
+)
 
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
 
@@ -145,3 +154,31 @@ def test_all_poolers_take_the_canonical_box_size(config):
     boxes = [Boxes(torch.tensor([[36.0, 36, 92, 92], [37, 37, 92, 92]]))]  # of 56 and 55 pixels
     for pooler in (heads.box_pooler, heads.mask_pooler, heads.keypoint_pooler):
         assert pooler(features, boxes)[:, 0, 0, 0].tolist() == pytest.approx([4, 3])
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class MapsOfP3(nn.Module):
+    """A mask head without pooler, which keeps what it is given."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.input_shape = input_shape
+
+    def forward(self, features, instances):
+        self.features = features
+        return {"loss_of_p3": features["p3"].mean()} if self.training else instances
+
+
+def test_a_head_without_a_pooler_gets_the_feature_maps(config, random_image):
+    head = ("MODEL.ROI_MASK_HEAD.NAME", "MapsOfP3", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "")
+    model = build_model(config("fpn", *head))
+    strides = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+    assert {n: s.stride for n, s in model.roi_heads.mask_head.input_shape.items()} == strides
+    with EventStorage():
+        losses = model.train()([with_ground_truth(random_image(), [[4, 6, 50, 40]])])
+    features = model.roi_heads.mask_head.features
+    assert losses["loss_of_p3"] == features["p3"].mean()
+    assert {n: tuple(f.shape[2:]) for n, f in features.items()} == {n: (64 // s, 96 // s) for n, s in strides.items()}
+    with torch.no_grad():
+        model.eval()([random_image()])
+    assert list(model.roi_heads.mask_head.features) == list(strides)

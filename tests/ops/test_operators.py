@@ -243,3 +243,16 @@ def test_a_library_that_does_not_load_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(native_module, "LIBRARY", tmp_path / "libmaskrcnn.so")
     with pytest.raises(ImportError, match="do not load with torch .*pip install"):
         native_module._load()
+
+
+def test_tensors_on_several_devices_are_refused():
+    x, boxes = torch.ones(1, 2, 4, 4), torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    with pytest.raises(ValueError, match="one device; got features on cpu, boxes on meta"):
+        ops.roi_align(x, [boxes.to("meta")], 2)
+    with pytest.raises(ValueError, match="one device; got masks on cpu, boxes on meta"):
+        ops.paste_masks(x[:, 0], boxes.to("meta"), (4, 4))
+
+
+def test_an_output_size_of_three_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"output_size must be a number or \(height, width\), got \(2, 2, 2\)"):
+        ops.roi_align(torch.ones(1, 2, 4, 4), [torch.zeros(0, 4)], (2, 2, 2))

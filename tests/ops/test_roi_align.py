@@ -30,30 +30,6 @@ AWKWARD = torch.tensor(
 )
 
 
-def by_grid_sample(x, rois, output_size, scale, sampling_ratio, aligned):
-    """RoIAlign in float64 by its definition: the mean of bilinear samples, those off the map counting zero."""
-    x, rois = x.double(), rois.double()
-    length = torch.tensor(x.shape[2:], dtype=torch.float64)
-    out = []
-    for image, *corners in rois.tolist():
-        x0, y0, x1, y1 = (c * scale - (0.5 if aligned else 0.0) for c in corners)
-        points, counts = [], []
-        for start, end, bins in ((y0, y1, output_size[0]), (x0, x1, output_size[1])):
-            size = (end - start if aligned else max(end - start, 1.0)) / bins
-            count = sampling_ratio or max(math.ceil(size), 0)
-            points.append([start + i * size + (k + 0.5) * size / count for i in range(bins) for k in range(count)])
-            counts.append(count)
-        if 0 in counts:
-            out.append(x.new_zeros(x.shape[1], *output_size))
-            continue
-        grid = torch.stack(torch.meshgrid(*(torch.tensor(p, dtype=torch.float64) for p in points), indexing="ij"), -1)
-        on_map = ((grid >= -1) & (grid <= length)).all(-1)
-        unit = (2 * grid / (length - 1) - 1).flip(-1)
-        samples = F.grid_sample(x[[int(image)]], unit[None], padding_mode="border", align_corners=True)[0] * on_map
-        out.append(F.avg_pool2d(samples, counts))
-    return torch.stack(out)
-
-
 @pytest.fixture(scope="module")
 def x():
     return torch.randn(2, 3, 23, 31, generator=torch.Generator().manual_seed(0))
@@ -62,10 +38,10 @@ def x():
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
 @pytest.mark.parametrize("output_size", [(7, 7), (3, 5), (14, 2)])
-def test_values_and_gradient(x, output_size, sampling_ratio, aligned):
+def test_values_and_gradient(x, by_samples, output_size, sampling_ratio, aligned):
     inputs, reference_inputs = x.clone().requires_grad_(), x.double().requires_grad_()
     out = roi_align(inputs, AWKWARD, output_size, 0.25, sampling_ratio, aligned)
-    expected = by_grid_sample(reference_inputs, AWKWARD, output_size, 0.25, sampling_ratio, aligned)
+    expected = by_samples(reference_inputs, AWKWARD, output_size, 0.25, sampling_ratio, aligned)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
     upstream = torch.cos(torch.arange(out.numel())).view_as(out)
     out.backward(upstream)
@@ -112,13 +88,13 @@ def test_equals_detectron2(figures, request):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_features_lose_their_own_precision_alone(dtype):
+def test_half_precision_features_lose_their_own_precision_alone(by_samples, dtype):
     # above 1024, coordinates in half precision step by a whole pixel
     x = torch.randn(1, 4, 4, 600, generator=torch.Generator().manual_seed(1)).to(dtype)
     rois = torch.tensor([[0, 2000.3, 1.2, 2037.7, 14.1], [0, 1501.6, 0, 1588.4, 16]])
     out = roi_align(x, rois, 7, 0.25)
     assert out.dtype == dtype
-    expected = by_grid_sample(x, rois, (7, 7), 0.25, 0, True)
+    expected = by_samples(x, rois, (7, 7), 0.25, 0, True)
     assert ((out.double() - expected).abs() <= torch.finfo(dtype).eps * expected.abs() + 1e-5).all()
 
 
@@ -219,7 +195,7 @@ def test_a_box_is_pooled_from_the_level_of_its_size(side, level):
     assert out.item() == level + 2
 
 
-def test_levels_are_pooled_as_each_alone_in_box_order():
+def test_levels_are_pooled_as_each_alone_in_box_order(by_samples):
     generator = torch.Generator().manual_seed(2)
     features = [torch.randn(3, 4, 96 // 2**i, 128 // 2**i, generator=generator) for i in range(4)]
     corner = torch.rand(40, 2, generator=generator) * 300
@@ -232,5 +208,5 @@ def test_levels_are_pooled_as_each_alone_in_box_order():
     assert set(level.tolist()) == {0, 1, 2, 3}
     for i, box in enumerate(boxes):
         roi = torch.cat([image[i : i + 1], box])[None]
-        expected = by_grid_sample(features[level[i]], roi, (7, 5), SCALES[level[i]], 0, True)
+        expected = by_samples(features[level[i]], roi, (7, 5), SCALES[level[i]], 0, True)
         torch.testing.assert_close(out[i : i + 1].double(), expected, rtol=0, atol=1e-5)

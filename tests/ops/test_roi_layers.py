@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from projects_maskrcnn.ops import roi_align, roi_pool, roi_warp
 
@@ -29,33 +28,6 @@ ROIS = torch.tensor(
 
 def rounded(value):
     return math.copysign(math.floor(abs(value) + 0.5), value)
-
-
-def by_samples(x, rois, bins, sampling_ratio, aligned, mode, rounding):
-    """RoIAlign or RoIWarp: the mean or the greatest of bilinear samples, those off the map counting zero."""
-    length = torch.tensor(x.shape[2:], dtype=torch.float64)
-    out = []
-    for image, *corners in rois.double().tolist():
-        if not all(math.isfinite(c) for c in corners):
-            out.append(x.new_zeros(x.shape[1], *bins))
-            continue
-        edges = [rounded(c * SCALE) if rounding else c * SCALE for c in corners]
-        x0, y0, x1, y1 = (e - (0.5 if aligned else 0.0) for e in edges)
-        points, counts = [], []
-        for start, end, n in ((y0, y1, bins[0]), (x0, x1, bins[1])):
-            size = (max(end - start, 1.0) if rounding or not aligned else end - start) / n
-            count = sampling_ratio or max(math.ceil(size), 0)
-            points.append([start + i * size + (k + 0.5) * size / count for i in range(n) for k in range(count)])
-            counts.append(count)
-        if 0 in counts:
-            out.append(x.new_zeros(x.shape[1], *bins))
-            continue
-        grid = torch.stack(torch.meshgrid(*(torch.tensor(p, dtype=torch.float64) for p in points), indexing="ij"), -1)
-        on_map = ((grid >= -1) & (grid <= length)).all(-1)
-        unit = (2 * grid / (length - 1) - 1).flip(-1)
-        samples = F.grid_sample(x[[int(image)]], unit[None], padding_mode="border", align_corners=True)[0] * on_map
-        out.append((F.avg_pool2d if mode == "average" else F.max_pool2d)(samples, counts))
-    return torch.stack(out)
 
 
 def by_cells(x, rois, bins):
@@ -94,11 +66,11 @@ def check(x, actual, expected, tolerance=1e-12):
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
 @pytest.mark.parametrize(("aligned", "mode"), [(True, "average"), (True, "max"), (False, "max")])
 @pytest.mark.parametrize("rounding", [False, True])
-def test_samples(rounding, aligned, mode, sampling_ratio, bins):
+def test_samples(by_samples, rounding, aligned, mode, sampling_ratio, bins):
     x = maps().requires_grad_()
     layer = roi_warp if rounding else roi_align
     actual = layer(x, ROIS, bins, SCALE, sampling_ratio, aligned, mode=mode)
-    check(x, actual, by_samples(x, ROIS, bins, sampling_ratio, aligned, mode, rounding))
+    check(x, actual, by_samples(x, ROIS, bins, SCALE, sampling_ratio, aligned, mode, rounding))
 
 
 @pytest.mark.parametrize("bins", [(7, 7), (3, 5), (1, 1)])

@@ -11,7 +11,6 @@ from projects_maskrcnn.data import shapes
 from projects_maskrcnn.framework import (
     DatasetCatalog,
     MetadataCatalog,
-    default_argument_parser,
     get_cfg,
     load_coco_json,
     register_pascal_voc,
@@ -141,6 +140,8 @@ def run(train_net, load, scenes, voc, tmp_path, monkeypatch):
         options["MODEL.ROI_HEADS.NUM_CLASSES"] = 1 if "keypoints" in cfg.DATASETS.TRAIN[0] else len(shapes.CLASSES)
         options |= {"OUTPUT_DIR": str(tmp_path), **values}
         options = [str(item) for pair in options.items() for item in pair]
-        return train_net.main(default_argument_parser().parse_args(["--config-file", str(path), *arguments, *options]))
+        return train_net.main(
+            train_net.argument_parser().parse_args(["--config-file", str(path), *arguments, *options])
+        )
 
     return run

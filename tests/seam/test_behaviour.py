@@ -200,6 +200,19 @@ def matcher(f):
 
 
 @case
+def poolers(f):
+    make = f("modeling.poolers").ROIPooler
+    features = [torch.rand(2, 3, 64 // stride, 96 // stride) for stride in (4, 8)]
+    boxes = [f("structures").Boxes(random_boxes(n, size=60)) for n in (9, 0)]
+    return [
+        make(size, [1 / 4, 1 / 8][: len(maps)], ratio, kind, *canonical)(maps, boxes)
+        for size, ratio, kind in ((7, 0, "ROIAlignV2"), ((3, 3), 2, "ROIAlign"))
+        for maps in (features, features[:1])
+        for canonical in ((), (20, 3))
+    ]
+
+
+@case
 def sampling(f):
     labels = torch.randint(-1, 3, (200,))
     return [f("modeling.sampling").subsample_labels(labels, n, 0.25, bg_label=2) for n in (8, 64, 1000)]

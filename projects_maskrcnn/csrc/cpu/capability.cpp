@@ -1,3 +1,4 @@
+// Which of the instruction sets that kernels.cpp is compiled for this processor has.
 #include <cstdlib>
 #include <cstring>
 

@@ -22,12 +22,12 @@ struct Stretch {
 };
 
 /// Where the pixels along one axis of the image lie on the mask. It is framed by empty cells, two before and one after.
-class Axis {
+class PixelAxis {
  public:
   static constexpr int64_t kBefore = 2, kFrame = 3;
 
   /// `start`, `end`: of the box, in pixels. `length`: of the image. `cells`: of the mask.
-  Axis(double start, double end, int64_t length, int64_t cells)
+  PixelAxis(double start, double end, int64_t length, int64_t cells)
       : begin_(pixel(std::floor(start) - 1, length)), end_(std::max(begin_, pixel(std::ceil(end) + 1, length))) {
     float first = static_cast<float>(start), size = static_cast<float>(end) - first;
     for (int64_t i = begin_; i < end_; i++) {
@@ -71,28 +71,28 @@ class Paste {
         bool by_columns)
       : x_(box[0], box[2], width, mask_width),
         y_(box[1], box[3], height, mask_height),
-        x_stride_(by_columns ? mask_height + Axis::kFrame : 1),
-        y_stride_(by_columns ? 1 : mask_width + Axis::kFrame),
+        x_stride_(by_columns ? mask_height + PixelAxis::kFrame : 1),
+        y_stride_(by_columns ? 1 : mask_width + PixelAxis::kFrame),
         by_columns_(by_columns),
-        cells_((mask_height + Axis::kFrame) * (mask_width + Axis::kFrame)),
-        along_line_((by_columns ? mask_height : mask_width) + Axis::kFrame) {
+        cells_((mask_height + PixelAxis::kFrame) * (mask_width + PixelAxis::kFrame)),
+        along_line_((by_columns ? mask_height : mask_width) + PixelAxis::kFrame) {
     float greatest = 0;
     for (int64_t y = 0; y < mask_height; y++)
       for (int64_t x = 0; x < mask_width; x++) {
         float p = mask[y * mask_width + x];
-        cells_[(y + Axis::kBefore) * y_stride_ + (x + Axis::kBefore) * x_stride_] = p;
+        cells_[(y + PixelAxis::kBefore) * y_stride_ + (x + PixelAxis::kBefore) * x_stride_] = p;
         if (!(std::fabs(p) <= greatest)) greatest = std::isfinite(p) ? std::fabs(p) : kInfinity;
       }
     // Two ways to interpolate differ by less than 16 roundings of the greatest term, each by 2 ** -24 at most.
     doubt_ = greatest * 0x1p-19f + std::numeric_limits<float>::min();
   }
 
-  const Axis& lines() const { return by_columns_ ? x_ : y_; }
-  const Axis& along() const { return by_columns_ ? y_ : x_; }
+  const PixelAxis& lines() const { return by_columns_ ? x_ : y_; }
+  const PixelAxis& along() const { return by_columns_ ? y_ : x_; }
 
   /// As grid_sample rounds it.
   float probability(int64_t y, int64_t x) const {
-    const Axis::Sample &sample_y = y_[y], &sample_x = x_[x];
+    const PixelAxis::Sample &sample_y = y_[y], &sample_x = x_[x];
     const float* cell = &cells_[sample_y.cell * y_stride_ + sample_x.cell * x_stride_];
     float sum = cell[0] * (sample_x.low_weight * sample_y.low_weight);
     sum = std::fma(cell[x_stride_], sample_x.high_weight * sample_y.low_weight, sum);
@@ -103,7 +103,7 @@ class Paste {
   /// Calls `run(begin, end)` for pixels of a line that belong to the mask, in order; runs may touch.
   template <class Run>
   void runs(int64_t line, float threshold, Run run) {
-    const Axis::Sample& across = lines()[line];
+    const PixelAxis::Sample& across = lines()[line];
     int64_t stride = along_line_.size();
     const float *low = &cells_[across.cell * stride], *high = low + stride;
     for (int64_t i = 0; i < stride; i++) along_line_[i] = across.low_weight * low[i] + across.high_weight * high[i];
@@ -116,7 +116,7 @@ class Paste {
         continue;
       }
       for (int64_t i = stretch.begin; i < stretch.end; i++) {
-        const Axis::Sample& sample = along()[i];
+        const PixelAxis::Sample& sample = along()[i];
         float about = sample.low_weight * first + sample.high_weight * last;
         if (about < surely_not) continue;
         if (about >= surely || (by_columns_ ? probability(i, line) : probability(line, i)) >= threshold) run(i, i + 1);
@@ -127,7 +127,7 @@ class Paste {
  private:
   static constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-  Axis x_, y_;
+  PixelAxis x_, y_;
   int64_t x_stride_, y_stride_;
   bool by_columns_;
   std::vector<float> cells_;       // of the mask in its frame, each line of them contiguous

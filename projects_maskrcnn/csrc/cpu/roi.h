@@ -135,15 +135,11 @@ Cells<T> cells_of(const Map<const T>& map, int64_t image, int y, int x, int rows
 }
 
 inline Tensors empty_gradients(const Tensor& grad, int64_t num_images, const Ints& heights, const Ints& widths,
-                               const Floats& scales, bool channels_last) {
-  STD_TORCH_CHECK(heights.size() == scales.size() && widths.size() == scales.size(), "heights of ", heights.size(),
-                  " levels and widths of ", widths.size(), ", but scales of ", scales.size());
+                               bool channels_last) {
   Tensors result;
-  for (size_t level = 0; level < heights.size(); level++) {
-    check_length(heights[level], widths[level]);
+  for (size_t level = 0; level < heights.size(); level++)
     result.push_back(
         empty(grad, grad.scalar_type(), {num_images, grad.size(1), heights[level], widths[level]}, channels_last));
-  }
   return result;
 }
 

@@ -137,9 +137,8 @@ void maximum_backward(const Map<const T>& grad, const Map<const int32_t>& argmax
 std::tuple<Tensor, Tensor> roi_max(Tensors features, Tensor boxes, Ints boxes_per_image, Floats scales, int64_t bins_y,
                                    int64_t bins_x, int64_t sampling_ratio, bool aligned, int64_t rounding,
                                    double canonical_box_size, int64_t canonical_level) {
-  check_features(features, scales, boxes);
-  const Rois rois = check_rois(boxes, boxes_per_image, scales, features[0].size(0), bins_y, bins_x, sampling_ratio,
-                               aligned, rounding, canonical_box_size, canonical_level);
+  const Rois rois = check_features(features, boxes, boxes_per_image, scales, bins_y, bins_x, sampling_ratio, aligned,
+                                   rounding, canonical_box_size, canonical_level);
   const std::vector<Roi> list = list_rois(rois, boxes_per_image);
   const int64_t channels = features[0].size(1);
   const Ints sizes{rois.size(), channels, bins_y, bins_x};
@@ -156,14 +155,11 @@ std::tuple<Tensor, Tensor> roi_max(Tensors features, Tensor boxes, Ints boxes_pe
 Tensors roi_max_backward(Tensor grad, Tensor argmax, Tensor boxes, Ints boxes_per_image, Floats scales,
                          int64_t num_images, Ints heights, Ints widths, int64_t sampling_ratio, bool aligned,
                          int64_t rounding, double canonical_box_size, int64_t canonical_level, bool channels_last) {
-  STD_TORCH_CHECK(grad.dim() == 4, "grad must have shape (R, C, bins_y, bins_x); got ", shape_of(grad));
-  STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Int && shape_of(argmax) == shape_of(grad),
-                  "argmax must be int32 with the shape of grad, ", shape_of(grad), "; got ", shape_of(argmax));
-  const Rois rois = check_rois(boxes, boxes_per_image, scales, num_images, grad.size(2), grad.size(3), sampling_ratio,
-                               aligned, rounding, canonical_box_size, canonical_level);
-  STD_TORCH_CHECK(grad.size(0) == rois.size(), "grad of ", grad.size(0), " RoIs, but ", rois.size(), " boxes");
+  const Rois rois = check_gradient(grad, boxes, boxes_per_image, scales, num_images, heights, widths, sampling_ratio,
+                                   aligned, rounding, canonical_box_size, canonical_level);
+  check_argmax(argmax, grad);
   const std::vector<Roi> list = list_rois(rois, boxes_per_image);
-  Tensors result = empty_gradients(grad, num_images, heights, widths, scales, channels_last);
+  Tensors result = empty_gradients(grad, num_images, heights, widths, channels_last);
   for_dtype(grad.scalar_type(), "grad", [&](auto zero) {
     using T = decltype(zero);
     maximum_backward<T>(maps_of<const T>({grad})[0], maps_of<const int32_t>({argmax})[0], rois, list,

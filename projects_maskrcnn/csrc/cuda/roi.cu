@@ -69,19 +69,6 @@ int num_channels(const Tensor& tensor) {
   return static_cast<int>(tensor.size(1));
 }
 
-Rois check_gradient(const Tensor& grad, const Tensor& boxes, const Ints& boxes_per_image, const Floats& scales,
-                    int64_t num_images, const Ints& heights, const Ints& widths, int64_t sampling_ratio, bool aligned,
-                    int64_t rounding, double canonical_box_size, int64_t canonical_level) {
-  STD_TORCH_CHECK(grad.dim() == 4, "grad must have shape (R, C, bins_y, bins_x); got ", shape_of(grad));
-  STD_TORCH_CHECK(grad.device() == boxes.device(), "grad and boxes must be on one device");
-  STD_TORCH_CHECK(heights.size() == scales.size() && widths.size() == scales.size(), "scales of ", scales.size(),
-                  " levels, but heights of ", heights.size(), " and widths of ", widths.size());
-  const Rois rois = check_rois(boxes, boxes_per_image, scales, num_images, grad.size(2), grad.size(3), sampling_ratio,
-                               aligned, rounding, canonical_box_size, canonical_level);
-  STD_TORCH_CHECK(grad.size(0) == rois.size(), "grad of ", grad.size(0), " RoIs, but ", rois.size(), " boxes");
-  return rois;
-}
-
 /// The layout that the kernels for gradients know: the one of the maps.
 Tensor in_layout(const Tensor& tensor, bool channels_last) {
   using torch::headeronly::MemoryFormat;
@@ -99,7 +86,6 @@ struct Gradients {
                                          ScalarType::Int)) {
     int64_t total = 0;
     for (size_t i = 0; i < heights.size(); ++i) {
-      check_length(heights[i], widths[i]);
       maps.push_back(
           empty_map(grad, grad.scalar_type(), {rois.num_images, grad.size(1), heights[i], widths[i]}, channels_last));
       const int64_t columns = ceil_div(widths[i], kTileColumns);
@@ -162,9 +148,8 @@ Tensors backward(const Tensor& some_grad, const Tensor* some_argmax, const Rois&
 Tensor roi_average(Tensors features, Tensor boxes, Ints boxes_per_image, Floats scales, int64_t bins_y, int64_t bins_x,
                    int64_t sampling_ratio, bool aligned, int64_t rounding, double canonical_box_size,
                    int64_t canonical_level) {
-  check_features(features, scales, boxes);
-  const Rois rois = check_rois(boxes, boxes_per_image, scales, features[0].size(0), bins_y, bins_x, sampling_ratio,
-                               aligned, rounding, canonical_box_size, canonical_level);
+  const Rois rois = check_features(features, boxes, boxes_per_image, scales, bins_y, bins_x, sampling_ratio, aligned,
+                                   rounding, canonical_box_size, canonical_level);
   const OnDevice device(features[0]);
   const bool last = channels_last(features[0]);
   const int channels = num_channels(features[0]);
@@ -200,9 +185,8 @@ Tensors roi_average_backward(Tensor grad, Tensor boxes, Ints boxes_per_image, Fl
 std::tuple<Tensor, Tensor> roi_max(Tensors features, Tensor boxes, Ints boxes_per_image, Floats scales, int64_t bins_y,
                                    int64_t bins_x, int64_t sampling_ratio, bool aligned, int64_t rounding,
                                    double canonical_box_size, int64_t canonical_level) {
-  check_features(features, scales, boxes);
-  const Rois rois = check_rois(boxes, boxes_per_image, scales, features[0].size(0), bins_y, bins_x, sampling_ratio,
-                               aligned, rounding, canonical_box_size, canonical_level);
+  const Rois rois = check_features(features, boxes, boxes_per_image, scales, bins_y, bins_x, sampling_ratio, aligned,
+                                   rounding, canonical_box_size, canonical_level);
   const OnDevice device(features[0]);
   const bool last = channels_last(features[0]);
   const int channels = num_channels(features[0]);
@@ -228,9 +212,7 @@ Tensors roi_max_backward(Tensor grad, Tensor argmax, Tensor boxes, Ints boxes_pe
                          int64_t rounding, double canonical_box_size, int64_t canonical_level, bool channels_last) {
   const Rois rois = check_gradient(grad, boxes, boxes_per_image, scales, num_images, heights, widths, sampling_ratio,
                                    aligned, rounding, canonical_box_size, canonical_level);
-  STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Int && shape_of(argmax) == shape_of(grad),
-                  "argmax must be int32 with the shape of grad, ", shape_of(grad), "; got ", shape_of(argmax));
-  STD_TORCH_CHECK(argmax.device() == grad.device(), "argmax and grad must be on one device");
+  check_argmax(argmax, grad);
   return backward(grad, &argmax, rois, boxes_per_image, heights, widths, channels_last);
 }
 

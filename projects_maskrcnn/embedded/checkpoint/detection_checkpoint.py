@@ -11,7 +11,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from ...weights import load_for, local_file
+from ...weights import CheckpointError, load_for, local_file
 from ..utils import comm
 from ..utils.file_io import PathManager
 
@@ -55,6 +55,7 @@ class DetectionCheckpointer(Checkpointer):
 
         Raises:
             TypeError: something to save is neither tensor nor plain value, and could not be read back.
+            OSError: the file cannot be written; the checkpoints of before are untouched.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -63,8 +64,14 @@ class DetectionCheckpointer(Checkpointer):
         os.makedirs(self.save_dir, exist_ok=True)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with _replaced(path) as f:
-            torch.save(data, f)
+        try:
+            with _replaced(path) as f:
+                torch.save(data, f)
+        except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+            raise OSError(
+                f"{path} cannot be written ({error}). Is the disk full? The checkpoints of before are untouched: "
+                "--resume goes on from the last one"
+            ) from error
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -96,15 +103,20 @@ class DetectionCheckpointer(Checkpointer):
 
         Raises:
             FileNotFoundError: the last checkpoint is recorded, but missing.
+            CheckpointError: it is damaged.
         """
-        if resume and self.has_checkpoint() and not os.path.isfile(last := self.get_checkpoint_file()):
-            record = os.path.join(self.save_dir, "last_checkpoint")
-            present = sorted(os.path.basename(file) for file in self.get_all_checkpoint_files())
-            raise FileNotFoundError(
-                f"{record} names {os.path.basename(last)!r}, which is not in that folder. "
-                f"Write one of {present} into {record}, or delete {record} to start anew."
-            )
-        return super().resume_or_load(path, resume=resume)
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=resume)
+        last = self.get_checkpoint_file()
+        record = os.path.join(self.save_dir, "last_checkpoint")
+        others = sorted(os.path.basename(file) for file in self.get_all_checkpoint_files() if file != last)
+        remedy = f"Write one of {others} into {record}, or delete {record} to start anew."
+        if not os.path.isfile(last):
+            raise FileNotFoundError(f"{record} names {os.path.basename(last)!r}, which is not in that folder. {remedy}")
+        try:
+            return super().resume_or_load(path, resume=True)
+        except CheckpointError as error:
+            raise CheckpointError(f"Cannot resume from the last checkpoint. {remedy} {error}") from error
 
     def _load_file(self, f: str) -> dict[str, Any]:
         return load_for(self.model, f)

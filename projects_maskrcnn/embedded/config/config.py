@@ -65,7 +65,7 @@ class CfgNode(_CfgNode):
         """
         try:
             super().merge_from_list(cfg_list)
-        except AssertionError as error:
+        except (AssertionError, TypeError) as error:  # a TypeError where a key goes on below a value
             self._raise_unknown_key(cfg_list[0::2], "overrides", error)
 
     def _raise_unknown_key(self, keys: Iterable[str], source: str, error: Exception) -> NoReturn:
@@ -100,6 +100,8 @@ def _read_with_bases(filename: str, children: tuple[str, ...] = ()) -> Iterator[
     try:
         with CfgNode._open_cfg(filename) as file:
             content = yaml.safe_load(file) or {}
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise ValueError(f"{filename} is no config file, a YAML text in UTF-8: {error}") from error
     except FileNotFoundError as error:
         of = f", the {BASE_KEY} of '{children[-1]}'," if children else ""
         raise FileNotFoundError(f"config file '{filename}'{of} does not exist") from error
@@ -107,11 +109,18 @@ def _read_with_bases(filename: str, children: tuple[str, ...] = ()) -> Iterator[
         raise ValueError(
             f"{filename}: YAML tags that run Python are never read, write the value out: {error}"
         ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{filename} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{filename}: expected keys and values, not a {type(content).__name__}")
+    if not_names := [key for key in content if not isinstance(key, str)]:
+        raise ValueError(f"{filename}: the key {not_names[0]!r} is not a name")
 
     bases = content.pop(BASE_KEY, [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{filename}: {BASE_KEY} is {bases!r}, not a file or a list of files")
+    for base in bases:
         base = os.path.expanduser(base)
         if "://" not in base:
             base = os.path.join(os.path.dirname(filename), base)  # an absolute `base` is left as it is

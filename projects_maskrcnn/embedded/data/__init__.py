@@ -14,21 +14,3 @@ from .common import DatasetFromList, MapDataset
 from .dataset_mapper import DatasetMapper
 
 from . import datasets, samplers  # isort: skip  # registers the builtin datasets
-
-__all__ = [
-    "DatasetCatalog",
-    "DatasetFromList",
-    "DatasetMapper",
-    "MapDataset",
-    "Metadata",
-    "MetadataCatalog",
-    "build_batch_data_loader",
-    "build_detection_test_loader",
-    "build_detection_train_loader",
-    "datasets",
-    "get_detection_dataset_dicts",
-    "load_proposals_into_dataset",
-    "print_instances_class_histogram",
-    "samplers",
-    "transforms",
-]

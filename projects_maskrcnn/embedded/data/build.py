@@ -28,19 +28,6 @@ from .samplers import (
     TrainingSampler,
 )
 
-__all__ = [
-    "build_batch_data_loader",
-    "build_detection_test_loader",
-    "build_detection_train_loader",
-    "filter_images_with_few_keypoints",
-    "filter_images_with_only_crowd_annotations",
-    "get_detection_dataset_dicts",
-    "load_proposals_into_dataset",
-    "print_instances_class_histogram",
-    "trivial_batch_collator",
-    "worker_init_reset_seed",
-]
-
 logger = logging.getLogger(__name__)
 
 

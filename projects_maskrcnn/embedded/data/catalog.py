@@ -7,8 +7,6 @@ from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
-
 
 class _DatasetCatalog(UserDict):
     """Maps the name of a dataset to the function that loads it. Stands for Detectron2's `DatasetCatalog`.

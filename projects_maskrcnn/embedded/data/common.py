@@ -14,8 +14,6 @@ from torch.utils.data import Dataset
 
 from .samplers import StreamIndex
 
-__all__ = ["DatasetFromList", "MapDataset", "SeededDataset", "seeded_rng"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +83,7 @@ class MapDataset(Dataset):
                 return sample
             tried.add(current)
             if len(tried) == len(self):
-                raise RuntimeError(f"None of the {len(self)} elements of the dataset can be used.")
+                raise RuntimeError(f"None of the {len(self)} elements of the dataset can be used: the log says why.")
             if len(tried) >= 3:
                 logger.warning("%d elements could not be used in place of number %d.", len(tried), idx)
             while current in tried:

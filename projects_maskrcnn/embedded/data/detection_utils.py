@@ -14,22 +14,6 @@ from ..utils.file_io import PathManager
 from . import transforms as T
 from .catalog import MetadataCatalog
 
-__all__ = [
-    "SizeMismatchError",
-    "annotations_to_instances",
-    "build_augmentation",
-    "check_image_size",
-    "check_metadata_consistency",
-    "convert_image_to_rgb",
-    "create_keypoint_hflip_indices",
-    "filter_empty_instances",
-    "gen_crop_transform_with_instance",
-    "read_image",
-    "transform_instance_annotations",
-    "transform_keypoint_annotations",
-    "transform_proposals",
-]
-
 logger = logging.getLogger(__name__)
 
 # The turn that each value of EXIF's tag "Orientation" asks for.
@@ -90,6 +74,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_array(image: Image.Image, format: str | None) -> np.ndarray:
     if format is None:
         return np.asarray(image)
+    if image.mode[0] in "IF":  # Pillow's modes of more than 8 bits, which it would clip to 255
+        low, high = image.getextrema()
+        if low < 0 or high > 255:
+            raise ValueError(f"its values go from {low} to {high}, those of 8 bits to 255: scale them first")
     array = np.asarray(image.convert("RGB" if format in ("BGR", "YUV-BT.601") else format))
     if format == "BGR":
         return array[:, :, ::-1]
@@ -185,7 +173,7 @@ def transform_instance_annotations(
 
     Returns:
         The annotation: its box (4,) XYXY_ABS, polygons as flat arrays, an RLE as a mask (H, W) uint8,
-            keypoints (K, 3).
+        keypoints (K, 3).
     """
     if not isinstance(transforms, T.Transform):
         transforms = T.TransformList(list(transforms))
@@ -404,6 +392,8 @@ def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("none", "horizontal", "vertical"):
         raise ValueError(f"INPUT.RANDOM_FLIP is 'none', 'horizontal' or 'vertical', not {flip!r}.")
+    if not cfg.INPUT.MIN_SIZE_TRAIN:
+        raise ValueError("INPUT.MIN_SIZE_TRAIN is empty: name one size or more, in pixels.")
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     if flip == "none":
         return [resize]

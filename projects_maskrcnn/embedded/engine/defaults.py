@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import weakref
 from typing import Any
 
@@ -65,11 +66,18 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Make the output folder, log the environment, arguments and config, write `config.yaml`, seed, check the device.
 
     Raises:
-        RuntimeError: the config asks for CUDA, which is not there.
+        RuntimeError: the config asks for CUDA, which is not there, or for a device that torch does not know.
+        OSError: OUTPUT_DIR is no folder to write into.
     """
     rank = comm.get_rank()
     if comm.is_main_process() and cfg.OUTPUT_DIR:
-        PathManager.mkdirs(cfg.OUTPUT_DIR)
+        try:
+            PathManager.mkdirs(cfg.OUTPUT_DIR)
+            tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR).close()
+        except OSError as error:
+            raise OSError(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} is no folder that can be written to ({error}): set OUTPUT_DIR to another"
+            ) from error
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
     logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
@@ -84,6 +92,10 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
             file.write(cfg.dump())
         logger.info("Full config saved to %s", path)
     logger.info("Running with full config:\n%s", cfg)
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise RuntimeError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: set it to cpu, or cuda. {error}") from error
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
         raise RuntimeError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no CUDA device: set MODEL.DEVICE cpu")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)

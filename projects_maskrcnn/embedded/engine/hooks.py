@@ -141,13 +141,30 @@ class PeriodicWriter(HookBase):
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """fvcore's `PeriodicCheckpointer` as a hook."""
+    """fvcore's `PeriodicCheckpointer` as a hook. The checkpoint of a model that has diverged is not written."""
 
     def before_train(self) -> None:
+        if self.period < 1:
+            raise ValueError(f"SOLVER.CHECKPOINT_PERIOD is {self.period}: a number of iterations, 1 or more")
         self.max_iter = self.trainer.max_iter
 
     def after_step(self) -> None:
-        self.step(self.trainer.iter)
+        """Save a checkpoint where one is due.
+
+        Raises:
+            FloatingPointError: a weight is not finite; what would be resumed from stays the checkpoint before.
+        """
+        iteration = self.trainer.iter
+        if (iteration + 1) % self.period == 0 or iteration >= self.max_iter - 1:
+            state = self.checkpointer.model.state_dict()
+            broken = [name for name, value in state.items() if not value.isfinite().all()]
+            if broken:
+                raise FloatingPointError(
+                    f"{broken[0]} is infinite or NaN after iteration {iteration}, which is not written: lower "
+                    "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True; "
+                    "--resume goes on from the last checkpoint"
+                )
+        self.step(iteration)
 
 
 class BestCheckpointer(HookBase):

@@ -39,8 +39,10 @@ def launch(
         what `main_func` returns, where there is a single process.
 
     Raises:
-        ValueError: this machine has fewer GPUs, or `dist_url` is "auto" with several machines.
+        ValueError: this machine has fewer GPUs, there is no such machine, or `dist_url` is "auto" with several.
     """
+    if not 0 <= machine_rank < num_machines:
+        raise ValueError(f"--machine-rank {machine_rank} is not within 0 to {num_machines - 1} (--num-machines - 1)")
     world_size = num_machines * num_gpus_per_machine
     if world_size <= 1:
         return main_func(*args)

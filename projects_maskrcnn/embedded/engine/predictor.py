@@ -17,6 +17,9 @@ class DefaultPredictor:
 
         predictor = DefaultPredictor(cfg)
         instances = predictor(cv2.imread("input.jpg"))["instances"]
+
+    Raises:
+        ValueError: `INPUT.FORMAT` is neither RGB nor BGR, or it is called without an image.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

@@ -85,7 +85,7 @@ class TrainerBase:
                     self.after_step()
                 self.iter = max_iter  # hooks tell a complete run from a failed one by this
             except Exception:
-                logger.exception("Exception during training:")
+                logger.exception("Exception during training, at iteration %d:", self.iter)
                 raise
             finally:
                 self.after_train()
@@ -238,8 +238,23 @@ class SimpleTrainer(TrainerBase):
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to a state of `state_dict`.
+
+        Raises:
+            ValueError: it is of a model, or an optimizer, with other parameters.
+        """
         super().load_state_dict(state_dict)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        message = (
+            "The checkpoint to resume from is of a model with other parameters: resume with the config of its run, "
+            "or set another OUTPUT_DIR and load its weights alone by MODEL.WEIGHTS"
+        )
+        try:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
+        except ValueError as error:  # another number of parameters
+            raise ValueError(message) from error
+        for parameter, state in self.optimizer.state.items():
+            if any(isinstance(v, Tensor) and v.dim() and v.shape != parameter.shape for v in state.values()):
+                raise ValueError(message)
 
 
 class AMPTrainer(SimpleTrainer):

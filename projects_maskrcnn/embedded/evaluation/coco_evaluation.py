@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import pickle
 from collections import OrderedDict
@@ -148,6 +149,10 @@ class COCOEvaluator(DatasetEvaluator):
         logger.info("Annotations are not available for evaluation.")
         return False
 
+    def _has_masks(self) -> bool:
+        annotations = self._coco_api.anns.values()
+        return not annotations or any(a.get("segmentation") for a in annotations)
+
     def _evaluate_instances(self, predictions: list[dict], img_ids: Sequence[int] | None) -> dict:
         detections = self._to_dataset_ids(list(itertools.chain(*(p["instances"] for p in predictions))))
         if self._output_dir:
@@ -159,12 +164,15 @@ class COCOEvaluator(DatasetEvaluator):
         logger.info("Evaluating predictions with official COCO API...")
         results = {}
         for task in sorted(self._tasks or _tasks_of(detections)):
-            if detections:
-                coco_eval = self._run_coco_eval(detections, task, img_ids)
-                results[task] = self._derive_results(coco_eval, task)
-            else:  # pycocotools takes no empty results
+            if not detections:  # pycocotools takes no empty results
                 logger.warning("No predictions from the model!")
                 results[task] = dict.fromkeys(METRICS[task], float("nan"))
+            elif task == "segm" and FIELDS[task] in detections[0] and not self._has_masks():
+                logger.warning("The annotations of %r have no masks to evaluate.", self._dataset_name)
+                results[task] = dict.fromkeys(METRICS[task], float("nan"))
+            else:
+                coco_eval = self._run_coco_eval(detections, task, img_ids)
+                results[task] = self._derive_results(coco_eval, task)
         return results
 
     def _to_dataset_ids(self, detections: list[dict]) -> list[dict]:
@@ -230,7 +238,7 @@ class COCOEvaluator(DatasetEvaluator):
         }
         logger.info("Evaluation results for %s: \n%s", task, create_small_table(results))
         if not np.isfinite(list(results.values())).all():
-            logger.info("Some metrics cannot be computed and is shown as NaN.")
+            logger.info("Some metrics cannot be computed and are shown as NaN.")
 
         names = self._metadata.get("thing_classes") or ()
         if len(names) <= 1:
@@ -311,19 +319,21 @@ def load_ground_truth(json_file: str) -> COCO:
     """pycocotools' index of a COCO annotation file, with what annotations may leave out filled in.
 
     ``iscrowd`` becomes 0, ``area`` that of the mask or the box; an instance without keypoints, beside
-    instances with them, gets as many, none visible.
+    instances with them, gets as many, none visible; one without a mask, beside instances with them, gets an empty
+    one, which no prediction matches.
     """
     with open(json_file) as f:
         coco = COCO()
         coco.dataset = json.load(f)
     coco.dataset.setdefault("info", {})  # loadRes of older pycocotools copies it
     annotations = coco.dataset.get("annotations", [])
-    num_keypoints = max((len(a.get("keypoints", ())) for a in annotations), default=0)
+    num_keypoints = max((len(a.get("keypoints") or ()) for a in annotations), default=0)
+    _fill_in_masks(annotations, coco.dataset["images"], json_file)
     for number, annotation in enumerate(annotations, 1):
         annotation["id"] = number  # COCOeval takes an annotation of id 0 for one that is never matched
         annotation.setdefault("iscrowd", 0)
         if num_keypoints:
-            annotation.setdefault("keypoints", [0] * num_keypoints)
+            annotation["keypoints"] = annotation.get("keypoints") or [0] * num_keypoints
             annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
@@ -333,6 +343,25 @@ def load_ground_truth(json_file: str) -> COCO:
             has_mask = bool(annotation.get("segmentation"))
             annotation["area"] = float(mask_util.area(coco.annToRLE(annotation))) if has_mask else width * height
     return coco
+
+
+def _fill_in_masks(annotations: list[dict], images: list[dict], json_file: str) -> None:
+    """Leave out polygons that pycocotools does not take, and give annotations without a mask an empty one."""
+    if not any(annotation.get("segmentation") for annotation in annotations):
+        return
+    sizes = {image["id"]: [image["height"], image["width"]] for image in images}
+    without_mask = []
+    for annotation in annotations:
+        mask = annotation.get("segmentation")
+        if isinstance(mask, list):
+            annotation["segmentation"] = mask = [polygon for polygon in mask if len(polygon) > 4]
+        if not mask:
+            without_mask.append(annotation["id"])
+            size = sizes[annotation["image_id"]]
+            annotation["segmentation"] = {"size": size, "counts": [math.prod(size)]}
+    if without_mask:
+        listed = ", ".join(map(str, without_mask[:10])) + ", ..." * (len(without_mask) > 10)
+        logger.warning("%s: annotations without a mask count as not found: %s", json_file, listed)
 
 
 def _tasks_of(detections: list[dict]) -> set[str]:

@@ -6,10 +6,10 @@ from ... import ops
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes (N, 4) that survive, by decreasing score."""
+    """int64 indices of the boxes (N, 4) that survive, by decreasing score (N,). Boxes are compared in float32."""
     return ops.nms(boxes.float(), scores, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` within each group of equal `idxs`. Boxes are compared in float32."""
+    """`nms` within each group of equal `idxs` (N,) int64."""
     return ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)

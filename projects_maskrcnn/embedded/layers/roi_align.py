@@ -6,7 +6,7 @@ from ...ops import roi_align
 
 
 class ROIAlign(nn.Module):
-    """`ops.roi_align` with fixed settings."""
+    """`ops.roi_align` of one map, with fixed settings, which that function explains."""
 
     def __init__(
         self,
@@ -22,6 +22,7 @@ class ROIAlign(nn.Module):
         self.aligned = aligned
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """(R, C, height, width) of a map (N, C, H, W) and RoIs (R, 5): the image's index, then x0, y0, x1, y1."""
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
     def extra_repr(self) -> str:

@@ -52,6 +52,9 @@ class DefaultAnchorGenerator(nn.Module):
         aspect_ratios: height over width, for each feature map.
         strides: input pixels between cells of each feature map.
         offset: where in a cell its anchors are centred, 0 for its corner, 0.5 for its middle.
+
+    Raises:
+        ValueError: `offset` is not in [0, 1), or there are lists for another number of feature maps.
     """
 
     box_dim: int = 4

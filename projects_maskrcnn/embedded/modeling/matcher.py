@@ -11,6 +11,9 @@ class Matcher:
         thresholds: increasing overlaps that separate the labels.
         labels: one more than thresholds; -1 ignored, 0 background, 1 foreground.
         allow_low_quality_matches: each ground truth also gets the boxes that overlap it most, however little.
+
+    Raises:
+        ValueError: thresholds do not increase, or labels are too many, too few or unknown.
     """
 
     def __init__(self, thresholds: list[float], labels: list[int], allow_low_quality_matches: bool = False) -> None:

@@ -71,8 +71,8 @@ def get_default_optimizer_params(
     Args:
         model: its parameters that require a gradient are taken, each once.
         base_lr, weight_decay: of every parameter; None leaves it to the optimizer.
-        weight_decay_norm: of the parameters of normalization layers.
-        bias_lr_factor, weight_decay_bias: of the parameters called ``bias``, also in normalization layers.
+        weight_decay_norm: of the parameters of normalisation layers.
+        bias_lr_factor, weight_decay_bias: of the parameters called ``bias``, also in normalisation layers.
         lr_factor_func: from a parameter's full name to a factor on `base_lr`, as for layer-wise decay.
         overrides: from a parameter's own name (``"bias"``) to values that have the last word.
 

@@ -70,12 +70,15 @@ class Instances:
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
+        """Whether there is such a field."""
         return name in self._fields
 
     def remove(self, name: str) -> None:
+        """Forget a field."""
         del self._fields[name]
 
     def get(self, name: str) -> Any:
+        """A field, which is made now if it was deferred."""
         value = self._fields[name]
         if isinstance(value, Deferred):
             value = self._fields[name] = value.make()

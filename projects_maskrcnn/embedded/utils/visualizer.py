@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
 from .colormap import palette_color
 
-KEYPOINT_THRESHOLD = 0.05  # keypoints of a lower score, or not labeled, are not drawn
+KEYPOINT_THRESHOLD = 0.05  # keypoints of a lower score, or not labelled, are not drawn
 SPINE = (("nose",), ("left_shoulder", "right_shoulder"), ("left_hip", "right_hip"))  # joined at their middles
 SUBPIXEL_BITS = 4  # OpenCV draws at fixed-point coordinates with this many fractional bits
 

@@ -182,9 +182,14 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
     with pytest.raises(FileNotFoundError, match=r"last_checkpoint names 'model_0000009.pth'.*\['model_0000004.pth'\]"):
         checkpointer.resume_or_load("", resume=True)
+    (tmp_path / "model_0000009.pth").write_bytes(b"PK")
+    with pytest.raises(
+        CheckpointError, match=r"\['model_0000004.pth'\] into .*model_0000009.pth is not a weights file"
+    ):
+        checkpointer.resume_or_load("", resume=True)
 
 
-@pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("interruption", [OSError("disk full"), RuntimeError("unexpected pos"), KeyboardInterrupt()])
 def test_an_interrupted_save_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, interruption):
     model = new_model()
     DetectionCheckpointer(model, str(tmp_path)).save("model_final")
@@ -194,7 +199,10 @@ def test_an_interrupted_save_leaves_the_last_checkpoint_whole(tmp_path, monkeypa
         raise interruption
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(type(interruption)):
+    expected, message = (OSError, "model_final.pth cannot be written.*disk full")
+    if isinstance(interruption, KeyboardInterrupt):
+        expected, message = (KeyboardInterrupt, None)
+    with pytest.raises(expected, match=message):
         DetectionCheckpointer(new_model(1), str(tmp_path)).save("model_final")
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_final.pth"]
     restored = new_model(2)

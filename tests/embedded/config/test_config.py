@@ -150,6 +150,10 @@ def test_frozen_config_does_not_change():
         ("VERSION: 1\nMODEL: {}", ValueError, ["VERSION 1"]),
         ("SEED: !!python/object/apply:eval ['1 + 1']", ValueError, ["python/object/apply:eval"]),
         ("- SEED", ValueError, ["list"]),
+        ("SEED:\n\t1", ValueError, ["not YAML", "line 2"]),
+        ("5: 1", ValueError, ["key 5"]),
+        ("_BASE_: 5", ValueError, ["_BASE_ is 5"]),
+        ("_BASE_: [5]", ValueError, ["_BASE_ is [5]"]),
     ],
 )
 def test_errors_name_the_file_that_is_wrong_and_the_key(write, text, error, parts):
@@ -181,7 +185,16 @@ def test_missing_files_and_cycles(write, tmp_path):
         get_cfg().merge_from_file(write("b/y.yaml", "_BASE_: ../a/x.yaml"))
 
 
+def test_what_is_no_text_is_named(tmp_path):
+    (tmp_path / "picture.yaml").write_bytes(b"\x89PNG")
+    for path in (tmp_path, tmp_path / "picture.yaml"):
+        with pytest.raises(ValueError, match=f"{path} is no config file"):
+            get_cfg().merge_from_file(str(path))
+
+
 def test_command_line_overrides():
+    with pytest.raises(KeyError, match=r"MODEL\.MASK_ON\.HEAD\. Did you mean MODEL\.MASK_ON "):
+        get_cfg().merge_from_list(["MODEL.MASK_ON.HEAD", "1"])
     with pytest.raises(KeyError, match=r"SOLVER\.BASE_LRR.*SOLVER\.BASE_LR "):
         get_cfg().merge_from_list(["SEED", "1", "SOLVER.BASE_LRR", "0.5"])
     with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR"):

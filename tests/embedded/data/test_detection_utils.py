@@ -73,6 +73,17 @@ def test_image_that_does_not_decode_is_named(png, tmp_path, damage):
         utils.read_image(str(tmp_path / "broken.png"), "BGR")
 
 
+@pytest.mark.parametrize("value, accepted", [(255, True), (256, False)])
+def test_more_than_eight_bits_are_not_clipped(tmp_path, value, accepted):
+    path = str(tmp_path / "deep.png")
+    Image.fromarray(np.full((3, 4), value, np.uint16)).save(path)
+    if accepted:
+        assert (utils.read_image(path, "BGR") == value).all()
+    else:
+        with pytest.raises(OSError, match="deep.png.*from 256 to 256"):
+            utils.read_image(path, "BGR")
+
+
 def test_missing_image_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no image .*gone.jpg"):
         utils.read_image(str(tmp_path / "gone.jpg"), "BGR")

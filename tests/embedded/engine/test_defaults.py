@@ -284,6 +284,13 @@ def test_cuda_without_cuda(cfg, fresh_loggers):
         default_setup(cfg, argparse.Namespace())
 
 
+@pytest.mark.parametrize("key, value", [("MODEL.DEVICE", "gpu"), ("OUTPUT_DIR", __file__)])
+def test_setup_names_what_cannot_be_used(cfg, fresh_loggers, key, value):
+    cfg.merge_from_list([key, value])
+    with pytest.raises((RuntimeError, OSError), match=f"{key} .*{value}.*set"):
+        default_setup(cfg, argparse.Namespace())
+
+
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 def test_predictor(cfg, tmp_path, monkeypatch, image_format):
     class Echo(nn.Module):

@@ -91,6 +91,24 @@ def test_checkpoints_by_period_and_at_the_end(tmp_path):
     assert torch.load(tmp_path / "model_0000003.pth")["iteration"] == 3
 
 
+def test_weights_that_are_not_finite_are_not_what_is_resumed_from(tmp_path):
+    def step(trainer):
+        if trainer.iter == 3:
+            model.bias.data.fill_(float("nan"))
+
+    model = nn.Linear(1, 1)
+    hook = hooks.PeriodicCheckpointer(DetectionCheckpointer(model, str(tmp_path)), 2)
+    with pytest.raises(FloatingPointError, match="bias is infinite or NaN after iteration 3.*SOLVER.BASE_LR"):
+        Steps(hook, step=step).train(0, 6)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert not (tmp_path / "model_0000003.pth").exists()
+
+
+def test_a_checkpoint_period_of_zero():
+    with pytest.raises(ValueError, match="SOLVER.CHECKPOINT_PERIOD is 0"):
+        Steps(hooks.PeriodicCheckpointer(Mock(), 0)).train(0, 1)
+
+
 @pytest.mark.parametrize(("mode", "saved"), [("max", [1, 5]), ("min", [1, 3])])
 def test_best_checkpoint(mode, saved):
     values = iter([0.5, 0.2, 0.7, float("nan")])

@@ -90,6 +90,12 @@ def test_more_gpus_than_there_are(monkeypatch):
         launch(print, 4)
 
 
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_a_machine_that_there_is_not(rank):
+    with pytest.raises(ValueError, match=f"--machine-rank {rank} is not within 0 to 1"):
+        launch(print, 1, num_machines=2, machine_rank=rank, dist_url="tcp://127.0.0.1:1")
+
+
 def test_several_machines_need_an_address():
     with pytest.raises(ValueError, match="tcp://"):
         launch(print, 1, num_machines=2, dist_url="auto")

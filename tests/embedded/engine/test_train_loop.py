@@ -150,6 +150,16 @@ def test_state():
     build().load_state_dict(state)  # hooks that are gone are reported, no error
 
 
+@pytest.mark.parametrize("shapes", [[(2,), (1,)], [(3,)]], ids=["number", "shape"])
+def test_a_state_of_another_model(shapes):
+    trainer = build()
+    trainer.train(0, 1)
+    other = nn.ParameterList(torch.zeros(shape) for shape in shapes)
+    resumed = SimpleTrainer(other, BATCHES, torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9))
+    with pytest.raises(ValueError, match="checkpoint to resume from is of a model with other parameters.*OUTPUT_DIR"):
+        resumed.load_state_dict(trainer.state_dict())
+
+
 def test_the_base_class_has_no_step():
     with pytest.raises(NotImplementedError):
         TrainerBase().train(0, 1)

@@ -294,6 +294,40 @@ def test_no_predictions_at_all(register, caplog, tasks):
     assert "No predictions from the model!" in caplog.text
 
 
+def with_masks(predicted):
+    height, width = predicted.image_size
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    x0, y0, x1, y1 = predicted.pred_boxes.tensor[:, :, None, None].unbind(1)
+    predicted.pred_masks = (x > x0) & (x < x1) & (y > y0) & (y < y1)
+    return predicted
+
+
+@pytest.mark.parametrize("mask", [None, [], [[]], [[1, 1, 9, 9]], "absent"], ids=str)
+def test_an_object_without_a_mask_is_not_found(register, caplog, mask):
+    """The boxes of the tiny case as masks give its numbers; without the one that is found exactly, they are lower."""
+    annotations = []
+    for annotation in TINY["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotations.append({**annotation, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]})
+    whole = {i: with_masks(output) for i, output in tiny_outputs().items()}
+    assert evaluate(register({**TINY, "annotations": annotations}), whole)["segm"]["AP-a"] == pytest.approx(AP_A)
+    if mask == "absent":
+        del annotations[1]["segmentation"]
+    else:
+        annotations[1]["segmentation"] = mask
+    results = evaluate(register({**TINY, "annotations": annotations}), whole)
+    assert results["bbox"]["AP-a"] == pytest.approx(AP_A)
+    # By score: false (its object has no mask), false, found with IoU 0.8: precision 1/3 up to recall 0.5.
+    assert results["segm"]["AP-a"] == pytest.approx(100 * 0.7 * 51 / 3 / 101)
+    assert "annotations without a mask count as not found: 1" in caplog.text
+
+
+def test_no_masks_at_all(register, caplog):
+    results = evaluate(register(TINY), {i: with_masks(output) for i, output in tiny_outputs().items()})
+    assert results["bbox"]["AP-a"] == pytest.approx(AP_A) and np.isnan(list(results["segm"].values())).all()
+    assert "no masks to evaluate" in caplog.text
+
+
 def test_without_annotations_the_results_are_written(register, tmp_path, caplog):
     caplog.set_level("INFO")
     data = {key: value for key, value in TINY.items() if key != "annotations"}

@@ -1,23 +1,13 @@
 """What is known about COCO and Cityscapes: classes, keypoints, and colours to draw them in."""
 
-import colorsys
 from typing import Any
 
-__all__ = [
-    "CITYSCAPES_THING_CLASSES",
-    "COCO_CATEGORIES",
-    "COCO_PERSON_KEYPOINT_FLIP_MAP",
-    "COCO_PERSON_KEYPOINT_NAMES",
-    "KEYPOINT_CONNECTION_RULES",
-    "builtin_metadata",
-]
+from ...utils.colormap import palette_color
 
 
 def _color(number: int) -> list[int]:
-    """The RGB colour, 0 to 255, of a number: hues a golden section of the circle apart, in four tones."""
-    hue = number * 0.618034 % 1.0
-    saturation, value = ((0.9, 0.95), (0.55, 1.0), (0.9, 0.6), (0.5, 0.75))[number % 4]
-    return [round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value)]
+    """The RGB colour, 0 to 255, of a number."""
+    return [round(255 * c) for c in palette_color(number)]
 
 
 # fmt: off

@@ -12,15 +12,13 @@ from ...structures import BoxMode
 from ...utils import comm
 from .builtin_meta import CITYSCAPES_THING_CLASSES
 
-__all__ = ["load_cityscapes_instances"]
-
 logger = logging.getLogger(__name__)
 
 
 def load_cityscapes_instances(
     image_dir: str, gt_dir: str, from_json: bool = True, to_polygons: bool = True
 ) -> list[dict]:
-    """Load the annotations of a split from its polygon files. Needs the package shapely.
+    """Load the annotations of a split from its polygon files.
 
     Args:
         image_dir: folder of the images, for instance "cityscapes/leftImg8bit/train":
@@ -57,7 +55,7 @@ def load_cityscapes_instances(
 
 
 def _load_image(image_file: str, json_file: str) -> dict:
-    from shapely.geometry import Polygon  # optional: nothing else here needs it
+    from shapely.geometry import Polygon  # slow to import, and nothing else here needs it
 
     with open(json_file) as file:
         content = json.load(file)

@@ -15,8 +15,6 @@ from ...structures import BoxMode, PolygonMasks
 from ...utils.file_io import PathManager
 from ..catalog import DatasetCatalog, MetadataCatalog
 
-__all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json", "register_coco_instances"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -38,10 +36,9 @@ def load_coco_json(
         extra_annotation_keys: fields of an annotation to keep as they are.
 
     Returns:
-        One dict an image, by increasing id: file_name, height, width, image_id, annotations. An annotation
-            has iscrowd,
-        bbox, bbox_mode (XYWH_ABS), category_id and, if present, segmentation (polygons or compressed RLE) and
-        keypoints (x, y, visibility, ...; COCO's are pixel indices, here they are coordinates: 0.5 more).
+        One dict an image, by increasing id: file_name, height, width, image_id, annotations. An annotation has
+        iscrowd, bbox, bbox_mode (XYWH_ABS), category_id and, if present, segmentation (polygons or compressed RLE)
+        and keypoints (x, y, visibility, ...; COCO's are pixel indices, here they are coordinates: 0.5 more).
 
     Raises:
         FileNotFoundError: the file or the folder does not exist.

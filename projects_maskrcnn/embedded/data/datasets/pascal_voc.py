@@ -10,8 +10,6 @@ from ...structures import BoxMode
 from ...utils.file_io import PathManager
 from ..catalog import DatasetCatalog, MetadataCatalog
 
-__all__ = ["load_voc_instances", "read_voc_annotation", "register_pascal_voc"]
-
 logger = logging.getLogger(__name__)
 
 # fmt: off

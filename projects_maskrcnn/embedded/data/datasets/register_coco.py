@@ -1,5 +1,3 @@
 """`register_coco_instances` at the path where Detectron2's users import it from."""
 
-from .coco import register_coco_instances
-
-__all__ = ["register_coco_instances"]
+from .coco import register_coco_instances  # noqa: F401

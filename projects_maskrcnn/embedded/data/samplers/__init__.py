@@ -7,12 +7,3 @@ from .distributed_sampler import (
     TrainingSampler,
 )
 from .grouped_batch_sampler import GroupedBatchSampler, StreamIndex
-
-__all__ = [
-    "GroupedBatchSampler",
-    "InferenceSampler",
-    "RandomSubsetTrainingSampler",
-    "RepeatFactorTrainingSampler",
-    "StreamIndex",
-    "TrainingSampler",
-]

@@ -11,13 +11,6 @@ from torch.utils.data import Sampler
 
 from ...utils import comm
 
-__all__ = [
-    "InferenceSampler",
-    "RandomSubsetTrainingSampler",
-    "RepeatFactorTrainingSampler",
-    "TrainingSampler",
-]
-
 logger = logging.getLogger(__name__)
 
 

@@ -8,8 +8,6 @@ from torch.utils.data import Sampler
 
 from ...utils import comm
 
-__all__ = ["GroupedBatchSampler", "StreamIndex"]
-
 
 class StreamIndex(int):
     """A dataset index that knows its position (0, 1, ...) in the stream of indices of all ranks together."""

@@ -6,8 +6,6 @@ from typing import Any, Protocol
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
 
-__all__ = ["AugInput", "Augmentation", "AugmentationList", "apply_augmentations"]
-
 
 class SupportsTransform(Protocol):
     """What an augmentation needs of its input, besides the attributes that its policy asks for."""

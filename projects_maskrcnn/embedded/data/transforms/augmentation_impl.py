@@ -22,25 +22,6 @@ from ...structures import Boxes, pairwise_iou
 from .augmentation import Augmentation, SupportsTransform, as_augmentation
 from .transform import ExtentTransform, ResizeTransform, RotationTransform
 
-__all__ = [
-    "FixedSizeCrop",
-    "MinIoURandomCrop",
-    "RandomApply",
-    "RandomBrightness",
-    "RandomContrast",
-    "RandomCrop",
-    "RandomCrop_CategoryAreaConstraint",
-    "RandomExtent",
-    "RandomFlip",
-    "RandomLighting",
-    "RandomResize",
-    "RandomRotation",
-    "RandomSaturation",
-    "Resize",
-    "ResizeScale",
-    "ResizeShortestEdge",
-]
-
 BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -157,8 +138,7 @@ class ResizeShortestEdge(Augmentation):
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
         """The new height and width of an image of height `oldh` and width `oldw`."""
         scale = short_edge_length / min(oldh, oldw)
-        # The shorter side is exact: scale times it may differ in the last bit, and the rounding below with
-        # it.
+        # The shorter side is exact: scale times it may differ in the last bit, and the rounding below with it.
         newh, neww = (short_edge_length, scale * oldw) if oldh < oldw else (scale * oldh, short_edge_length)
         if max(newh, neww) > max_size:
             scale = max_size / max(newh, neww)

@@ -12,8 +12,6 @@ from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform,
 from PIL import Image
 from torch.nn import functional as F
 
-__all__ = ["ColorTransform", "ExtentTransform", "PILColorTransform", "ResizeTransform", "RotationTransform"]
-
 BILINEAR = Image.Resampling.BILINEAR
 NEAREST = Image.Resampling.NEAREST
 TORCH_MODES = {

@@ -25,6 +25,16 @@ class _Detector(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
@@ -85,16 +95,11 @@ class GeneralizedRCNN(_Detector):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        backbone = build_backbone(cfg)
-        return {
-            "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
-            "roi_heads": build_roi_heads(cfg, backbone.output_shape()),
-            "input_format": cfg.INPUT.FORMAT,
-            "vis_period": cfg.VIS_PERIOD,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        args = super().from_config(cfg)
+        args["roi_heads"] = build_roi_heads(cfg, args["backbone"].output_shape())
+        args["input_format"] = cfg.INPUT.FORMAT
+        args["vis_period"] = cfg.VIS_PERIOD
+        return args
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Losses by name in training, else for each input {"instances": detections in the original image}.
@@ -181,16 +186,6 @@ class ProposalNetwork(_Detector):
     ) -> None:
         super().__init__(backbone, pixel_mean, pixel_std)
         self.proposal_generator = proposal_generator
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        backbone = build_backbone(cfg)
-        return {
-            "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Losses by name in training, else for each input {"proposals": `Instances` in the original image}."""

@@ -44,7 +44,10 @@ def find_top_rpn_proposals(
     candidates, scores, levels = cat(candidates, 1), cat(scores, 1), cat(levels)
     finite = candidates.isfinite().all(-1) & scores.isfinite()
     if training and not finite.all():
-        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+        raise FloatingPointError(
+            "Predicted boxes or scores contain Inf/NaN. Training has diverged: lower SOLVER.BASE_LR, lengthen "
+            "SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True; --resume goes on from the last checkpoint"
+        )
 
     results = []
     for image_size, boxes, score, ok in zip(image_sizes, candidates, scores, finite, strict=True):

@@ -87,7 +87,9 @@ class RPN(nn.Module):
     Args:
         in_features: names of the feature maps.
         head: gives logits and deltas.
+        anchor_generator: gives the anchors of each feature map.
         anchor_matcher: labels anchors by their overlap with ground truth.
+        box2box_transform: from anchors and deltas to proposals.
         batch_size_per_image, positive_fraction: the sample of anchors in the loss.
         pre_nms_topk, post_nms_topk: (in training, in testing), see `find_top_rpn_proposals`.
         nms_thresh: overlap above which the worse of two proposals goes.

@@ -85,6 +85,7 @@ class FastRCNNOutputLayers(nn.Module):
 
     Args:
         input_shape: of the box head's output.
+        box2box_transform: from proposals and deltas to boxes.
         num_classes: without background.
         test_score_thresh, test_nms_thresh, test_topk_per_image: see `fast_rcnn_inference_single_image`.
         cls_agnostic_bbox_reg: one box for all classes.
@@ -183,7 +184,13 @@ class FastRCNNOutputLayers(nn.Module):
         return loss / max(len(gt_classes), 1)
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
-        """Box loss of foreground RoIs, over all RoIs, so that each foreground RoI counts the same in any batch."""
+        """Box loss of foreground RoIs, over all RoIs, so that each foreground RoI counts the same in any batch.
+
+        Args:
+            proposal_boxes, gt_boxes: (R, 4).
+            pred_deltas: (R, K * 4) or (R, 4).
+            gt_classes: (R,), K for background.
+        """
         foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         deltas = pred_deltas.view(len(pred_deltas), -1, 4)[foreground]
         if deltas.shape[1] > 1:
