@@ -120,15 +120,8 @@ def test_one_view_of_the_images_own_size_is_the_model_itself(kind, config, rando
 
 
 def test_no_detections(config, random_image):
-    MetadataCatalog.get("five_points_without_pairs").set(keypoint_names=list("abcde"), keypoint_flip_map=[])
-    options = (
-        "MODEL.KEYPOINT_ON",
-        True,
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-        1.1,
-        "DATASETS.TRAIN",
-        ("five_points_without_pairs",),
-    )
+    MetadataCatalog.get("unpaired").set(keypoint_names=list("abcde"), keypoint_flip_map=[])
+    options = ("MODEL.KEYPOINT_ON", True, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.1, "DATASETS.TRAIN", ("unpaired",))
     cfg = config("fpn", *options, "TEST.AUG.MIN_SIZES", (64,))
     with torch.no_grad():
         (output,) = GeneralizedRCNNWithTTA(cfg, build_model(cfg).eval())([random_image()])
