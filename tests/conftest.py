@@ -1,12 +1,14 @@
 """Fixtures that several test modules share."""
 
 import importlib
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from projects_maskrcnn.data import shapes
 from projects_maskrcnn.ops import native as native_operators
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,3 +54,59 @@ def implementation(request, monkeypatch) -> str:
     else:
         monkeypatch.setattr(native_operators, "DEVICES", frozenset())
     return request.param
+
+
+@pytest.fixture(scope="session")
+def load_module():
+    """A function from a name and the path of a Python file outside the package to its module."""
+
+    def load_module(name: str, path: Path):
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load_module
+
+
+@pytest.fixture(scope="session")
+def train_net(load_module, root):
+    """The command line's module."""
+    return load_module("train_net", root / "train_net.py")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict:
+    """Config values with which two training steps and an evaluation of a large config take seconds."""
+    return {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.WEIGHTS": "",
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [16],
+        "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 6,
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+        "INPUT.MIN_SIZE_TEST": 64,
+        "INPUT.MASK_FORMAT": "bitmask",
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.STEPS": (1,),
+        "SOLVER.MAX_ITER": 2,
+        "TEST.DETECTIONS_PER_IMAGE": 5,
+        "TEST.KEYPOINT_OKS_SIGMAS": [0.05] * 6,
+        "SEED": 1,
+    }
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A folder with `annotations/` and `images/` of a few scenes of shapes."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    shapes.generate(folder, num_train=8, num_val=5)
+    return folder

@@ -1,6 +1,5 @@
 """RoI features of a fixed size, from one feature map or a pyramid, in our own heads or in the framework's."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..framework import Boxes, CfgNode, ROIAlign, ROIPooler, ShapeSpec
-from ..ops import roi_align, roi_pool, roi_warp
+from ..ops import check_pyramid, roi_align, roi_pool, roi_warp
 
 
 def _roi_pool(features: list[Tensor], boxes: list[Tensor], *args: Any, sampling_ratio: int, **kwargs: Any) -> Tensor:
@@ -54,9 +53,7 @@ class RoIPooler(nn.Module):
         super().__init__()
         if pooler_type not in ROI_LAYERS:
             raise ValueError(f"POOLER_TYPE is {pooler_type!r}; known are {', '.join(ROI_LAYERS)}")
-        levels = [-math.log2(scale) for scale in scales]
-        if levels[0] % 1 or levels != [levels[0] + i for i in range(len(levels))]:
-            raise ValueError(f"strides {[1 / s for s in scales]} of the feature maps are not consecutive powers of two")
+        check_pyramid(scales)
         self.output_size = output_size
         self.scales = list(scales)
         self.sampling_ratio = sampling_ratio

@@ -2,4 +2,4 @@
 
 from .masks import masks_to_rle, paste_masks
 from .nms import batched_nms, nms
-from .roi import roi_align, roi_pool, roi_warp
+from .roi import check_pyramid, roi_align, roi_pool, roi_warp

@@ -72,11 +72,9 @@ def _say_that_the_reference_serves(device_type: str) -> None:
     )
 
 
-def _empty_maps(
-    like: Tensor, sizes: list[tuple], channels_last: bool, dtype: torch.dtype | None = None
-) -> list[Tensor]:
+def _empty_map(like: Tensor, size: tuple, channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return [torch.empty(s, dtype=dtype or like.dtype, device=like.device, memory_format=layout) for s in sizes]
+    return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -85,25 +83,23 @@ def _is_channels_last(x: Tensor) -> bool:
 
 def _register_fakes() -> None:
     @register_fake("maskrcnn::roi_average")
-    def _(features, boxes, boxes_per_image, scales, bins_y, bins_x, *options):
+    def average(features, boxes, boxes_per_image, scales, bins_y, bins_x, *options):
         size = (boxes.shape[0], features[0].shape[1], bins_y, bins_x)
-        return _empty_maps(features[0], [size], _is_channels_last(features[0]))[0]
+        return _empty_map(features[0], size, _is_channels_last(features[0]))
 
     @register_fake("maskrcnn::roi_max")
-    def _(features, boxes, boxes_per_image, scales, bins_y, bins_x, *options):
-        size = (boxes.shape[0], features[0].shape[1], bins_y, bins_x)
-        last = _is_channels_last(features[0])
-        return *_empty_maps(features[0], [size], last), *_empty_maps(features[0], [size], last, torch.int32)
+    def _(features, *arguments):
+        out = average(features, *arguments)
+        return out, _empty_map(out, out.shape, _is_channels_last(features[0]), torch.int32)
 
     @register_fake("maskrcnn::roi_average_backward")
-    def _(grad, boxes, boxes_per_image, scales, num_images, heights, widths, *options):
+    def average_backward(grad, boxes, boxes_per_image, scales, num_images, heights, widths, *options):
         sizes = [(num_images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
-        return _empty_maps(grad, sizes, options[-1])
+        return [_empty_map(grad, size, channels_last=options[-1]) for size in sizes]
 
     @register_fake("maskrcnn::roi_max_backward")
-    def _(grad, argmax, boxes, boxes_per_image, scales, num_images, heights, widths, *options):
-        sizes = [(num_images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
-        return _empty_maps(grad, sizes, options[-1])
+    def _(grad, argmax, *arguments):
+        return average_backward(grad, *arguments)
 
     @register_fake("maskrcnn::nms")
     def _(boxes, scores, groups, iou_threshold):

@@ -6,6 +6,7 @@ the bins too, and interpolates nothing (Table 2c).
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,6 +17,17 @@ from .native import check_one_device, operators
 from .reference import ROUND_BINS, ROUND_NOTHING, ROUND_ROI
 
 Mode = Literal["average", "max"]
+
+
+def check_pyramid(scales: Sequence[float]) -> None:
+    """Hold the scales of feature maps over the network's input, finest first, against what picks a box's level.
+
+    Raises:
+        ValueError: they are not consecutive powers of two.
+    """
+    levels = [-math.log2(scale) for scale in scales]
+    if levels[0] % 1 or levels != [levels[0] + i for i in range(len(levels))]:
+        raise ValueError(f"strides {[1 / s for s in scales]} of the feature maps are not consecutive powers of two")
 
 
 def roi_align(

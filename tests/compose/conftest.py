@@ -1,9 +1,7 @@
 """Small data, and the command lines that train on it."""
 
-import importlib.util
 import json
 from functools import partial
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,63 +11,20 @@ from pycocotools import mask as mask_api
 from projects_maskrcnn.data import shapes
 from projects_maskrcnn.framework import DatasetCatalog, MetadataCatalog, load_coco_json
 
-TINY = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.WEIGHTS": "",
+NARROW = {
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.RESNETS.NORM": "BN",
     "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
-    "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.FPN.NORM": "BN",
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [16],
-    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 6,
-    "INPUT.MIN_SIZE_TRAIN": (64,),
-    "INPUT.MIN_SIZE_TEST": 64,
-    "INPUT.MASK_FORMAT": "bitmask",
-    "DATALOADER.NUM_WORKERS": 0,
-    "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.BASE_LR": 1e-4,
-    "SOLVER.STEPS": (1,),
-    "SOLVER.MAX_ITER": 2,
-    "TEST.DETECTIONS_PER_IMAGE": 5,
-    "TEST.KEYPOINT_OKS_SIGMAS": [0.05] * 6,
-    "SEED": 1,
 }
-
-
-def load_module(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read_metrics(folder) -> dict[str, float]:
     """The last value of each metric of a run."""
     lines = (folder / "metrics.json").read_text().splitlines()
     return {name: value for line in lines for name, value in json.loads(line).items()}
-
-
-@pytest.fixture(scope="session")
-def train_net(root):
-    """The command line's module."""
-    return load_module("train_net", root / "train_net.py")
-
-
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
-    """A folder with `annotations/` and `images/` of a few scenes of shapes."""
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    shapes.generate(folder, num_train=8, num_val=5)
-    return folder
 
 
 def with_classes_of_pixels(name, scenes, split) -> list[dict]:
@@ -99,7 +54,7 @@ def registered(scenes) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(train_net, scenes, tmp_path, monkeypatch):
+def run(train_net, tiny, scenes, tmp_path, monkeypatch):
     """A function that trains two steps and evaluates by `train_net.py`; returns the model and the last metrics."""
     monkeypatch.setattr(train_net, "default_setup", lambda *_: None)  # its log files
     models = []
@@ -109,7 +64,7 @@ def run(train_net, scenes, tmp_path, monkeypatch):
     )
 
     def run(config, *arguments, kind="instances", **values):
-        options = {**TINY, "OUTPUT_DIR": tmp_path}
+        options = {**tiny, **NARROW, "OUTPUT_DIR": tmp_path}
         if "DATASETS.TRAIN" not in values:
             for split, name in (("TRAIN", "train"), ("TEST", "val")):
                 options[f"DATASETS.{split}_JSON"] = scenes / f"annotations/{kind}_{name}.json"

@@ -1,6 +1,5 @@
 """Our parts and Detectron2's in one model: the LazyConfigs of `configs/compose`, through Detectron2's own tool."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -81,15 +80,12 @@ def class_of(module) -> str:
 
 
 @pytest.fixture(scope="module")
-def tool():
+def tool(load_module):
     """Detectron2's command line for LazyConfigs."""
     if not TOOL.is_file():
         pytest.skip("Detectron2's tools are not there: it is not installed in place")
     pytest.importorskip("omegaconf")
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(TOOL.stem, TOOL)
 
 
 def test_every_config_is_tested(root):

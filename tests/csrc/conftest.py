@@ -1,6 +1,5 @@
 """The CUDA kernels of `csrc/cuda/`, emulated on the CPU or on a GPU; and what builds them."""
 
-import importlib.util
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -25,13 +24,10 @@ class Kernels:
 
 
 @pytest.fixture(scope="session")
-def build_script(root) -> ModuleType:
+def build_script(load_module, root) -> ModuleType:
     """`setup.py`, whose functions know how the native operators are compiled."""
-    spec = importlib.util.spec_from_file_location("build_script", root / "setup.py")
-    module = importlib.util.module_from_spec(spec)
     with mock.patch("setuptools.setup"):
-        spec.loader.exec_module(module)
-    return module
+        return load_module("build_script", root / "setup.py")
 
 
 @pytest.fixture(scope="session")

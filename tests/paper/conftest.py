@@ -1,6 +1,5 @@
 """The paper's configs, and small data of every kind that they ask for."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -16,35 +15,13 @@ from projects_maskrcnn.framework import (
     register_pascal_voc,
 )
 
-TINY = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.WEIGHTS": "",
+FOR_PAPER = {
     "MODEL.RPN.BOUNDARY_THRESH": -1,  # all anchors cross the border of so small an image
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
     "MODEL.ROI_MASK_HEAD.FC_DIM": 16,
-    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [16],
-    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 6,
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "INPUT.MIN_SIZE_TRAIN": (64,),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
-    "INPUT.MIN_SIZE_TEST": 64,
-    "INPUT.MASK_FORMAT": "bitmask",
-    "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
-    "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.BASE_LR": 1e-5,
-    "SOLVER.STEPS": (1,),
-    "SOLVER.MAX_ITER": 2,
-    "TEST.DETECTIONS_PER_IMAGE": 5,
     "TEST.AUG.MIN_SIZES": (48, 64),
-    "TEST.KEYPOINT_OKS_SIGMAS": [0.05] * 6,
-    "SEED": 1,
 }
 RESNET_18 = {  # its block has no groups, and its stem is as wide as res2
     "MODEL.RESNETS.DEPTH": 18,
@@ -65,23 +42,6 @@ def load():
         return cfg
 
     return load
-
-
-@pytest.fixture(scope="session")
-def train_net(root):
-    """The command line's module."""
-    spec = importlib.util.spec_from_file_location("train_net", root / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
-    """A folder with `annotations/` and `images/` of a few scenes of shapes."""
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    shapes.generate(folder, num_train=8, num_val=5)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +75,7 @@ def voc(scenes) -> Path:
 
 
 @pytest.fixture
-def run(train_net, load, scenes, voc, tmp_path, monkeypatch):
+def run(train_net, tiny, load, scenes, voc, tmp_path, monkeypatch):
     """A function that runs the command line on small data, with a config and further values of it."""
     monkeypatch.setattr(train_net, "default_setup", lambda *_: None)  # its log files
     for split in ("train", "val"):
@@ -125,7 +85,7 @@ def run(train_net, load, scenes, voc, tmp_path, monkeypatch):
 
     def run(path, *arguments, **values):
         cfg = load(path)
-        options = dict(TINY)
+        options = {**tiny, **FOR_PAPER}
         if re.search("anchors|lambda|coco/", str(path)):  # each step is tested by the rows that are about steps
             options["MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS"] = 0
         if "vgg" not in cfg.MODEL.BACKBONE.NAME:

@@ -1,10 +1,8 @@
 """Pooling from the level of a pyramid that fits each box. Stands for `detectron2.modeling.poolers`."""
 
-import math
-
 from torch import Tensor, nn
 
-from ...ops import roi_align
+from ...ops import check_pyramid, roi_align
 from ..layers import ROIAlign
 from ..structures import Boxes
 
@@ -36,9 +34,7 @@ class ROIPooler(nn.Module):
         super().__init__()
         if pooler_type not in ("ROIAlign", "ROIAlignV2"):
             raise ValueError(f"pooler type {pooler_type!r} is unknown; known are ROIAlign, ROIAlignV2")
-        levels = [-math.log2(scale) for scale in scales]
-        if levels[0] % 1 or levels != [levels[0] + i for i in range(len(levels))]:
-            raise ValueError(f"scales {list(scales)} of the feature maps are not consecutive powers of two")
+        check_pyramid(scales)
         self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
         self.level_poolers = nn.ModuleList(
             ROIAlign(self.output_size, scale, sampling_ratio, aligned=pooler_type == "ROIAlignV2") for scale in scales
