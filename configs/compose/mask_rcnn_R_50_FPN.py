@@ -8,7 +8,7 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from omegaconf import DictConfig
 
-from projects_maskrcnn.modeling import FPN, MaskRCNNBoxHead, MaskRCNNMaskHead, MaskRCNNROIHeads, ResNet, RoIPooler
+from projects_maskrcnn.modeling import FPN, MaskRCNNBoxHead, MaskRCNNMaskHead, MaskRCNNPooler, MaskRCNNROIHeads, ResNet
 from projects_maskrcnn.modeling.fpn import LastLevelMaxPool
 from projects_maskrcnn.modeling.resnet import BottleneckBlock, Stem
 
@@ -38,7 +38,7 @@ def stage(number: int, num_blocks: int) -> list[DictConfig]:
 
 def pooler(side: int) -> DictConfig:
     """RoIAlign to `side` x `side` bins from p2 to p5."""
-    return L(RoIPooler)(
+    return L(MaskRCNNPooler)(
         output_size=side, scales=[1 / 4, 1 / 8, 1 / 16, 1 / 32], sampling_ratio=0, pooler_type="ROIAlignV2"
     )
 

@@ -13,7 +13,7 @@ from .keypoint_head import MaskRCNNKeypointHead
 from .mask_head import MaskRCNNMaskHead
 from .mlp_mask_head import MaskRCNNMLPMaskHead
 from .non_local import NonLocalBlock
-from .pooler import ROI_LAYERS, RoIPooler, replace_poolers
+from .pooler import ROI_LAYERS, MaskRCNNPooler, replace_poolers
 from .resnet import ResNet, build_maskrcnn_resnet_backbone
 from .roi_heads import MaskRCNNC4ROIHeads, MaskRCNNROIHeads
 from .test_time_augmentation import GeneralizedRCNNWithTTA

@@ -26,7 +26,7 @@ ROI_LAYERS: dict[str, Callable[..., Tensor]] = {
 """What `POOLER_TYPE` may name: functions with the arguments of `roi_align`. Add your own."""
 
 
-class RoIPooler(nn.Module):
+class MaskRCNNPooler(nn.Module):
     """Pools each box from the level that fits its size. Stands for Detectron2's `ROIPooler`.
 
     Args:
@@ -62,7 +62,7 @@ class RoIPooler(nn.Module):
         self.canonical_level = canonical_level
 
     @classmethod
-    def of_head(cls, head: CfgNode, shapes: list[ShapeSpec], canonical_box_size: int = 224) -> "RoIPooler":
+    def of_head(cls, head: CfgNode, shapes: list[ShapeSpec], canonical_box_size: int = 224) -> "MaskRCNNPooler":
         """The pooler of a config node with `POOLER_RESOLUTION`, `POOLER_SAMPLING_RATIO` and `POOLER_TYPE`."""
         return cls(
             head.POOLER_RESOLUTION,
@@ -94,7 +94,7 @@ class RoIPooler(nn.Module):
 
 
 def replace_poolers(model: nn.Module) -> nn.Module:
-    """`model`, in which each of the framework's poolers is a `RoIPooler` with the same settings.
+    """`model`, in which each of the framework's poolers is a `MaskRCNNPooler` with the same settings.
 
     It makes heads that are not ours, such as Detectron2's `CascadeROIHeads`, pool with our RoIAlign: the same features
     up to rounding. Poolers have no parameters, so that weights, optimizers and checkpoints stay as they are. Poolers
@@ -107,9 +107,9 @@ def replace_poolers(model: nn.Module) -> nn.Module:
     return model
 
 
-def _like(pooler: ROIPooler) -> RoIPooler:
+def _like(pooler: ROIPooler) -> MaskRCNNPooler:
     align = pooler.level_poolers[0]
-    return RoIPooler(
+    return MaskRCNNPooler(
         pooler.output_size,
         [level.spatial_scale for level in pooler.level_poolers],
         align.sampling_ratio,

@@ -25,7 +25,7 @@ from ..framework import (
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
-from .pooler import RoIPooler
+from .pooler import MaskRCNNPooler
 from .resnet import build_stage
 
 
@@ -103,10 +103,10 @@ class MaskRCNNROIHeads(_TwoStep):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         shapes = [input_shape[name] for name in in_features]
 
-        def pooler(head: CfgNode) -> RoIPooler | None:
+        def pooler(head: CfgNode) -> MaskRCNNPooler | None:
             if not head.POOLER_TYPE:
                 return None
-            return RoIPooler.of_head(head, shapes, cfg.MODEL.ROI_HEADS.CANONICAL_BOX_SIZE)
+            return MaskRCNNPooler.of_head(head, shapes, cfg.MODEL.ROI_HEADS.CANONICAL_BOX_SIZE)
 
         def pooled(head: CfgNode) -> ShapeSpec | dict[str, ShapeSpec]:
             if not head.POOLER_TYPE:
@@ -213,7 +213,7 @@ class MaskRCNNC4ROIHeads(_TwoStep):
         res5 = build_stage(cfg, 5, stride=head.RES5_STRIDE)
         channels = res5[-1].out_channels
         args["in_features"] = in_features
-        args["pooler"] = RoIPooler.of_head(head, [input_shape[in_features[0]]])
+        args["pooler"] = MaskRCNNPooler.of_head(head, [input_shape[in_features[0]]])
         args["res5"] = nn.Sequential(*res5)
         args["box_predictor"] = FastRCNNOutputLayers(cfg, ShapeSpec(channels, 1, 1))
         if cfg.MODEL.MASK_ON:

@@ -19,7 +19,7 @@ from projects_maskrcnn.framework import (  # noqa: E402
     ROIPooler,
     build_model,
 )
-from projects_maskrcnn.modeling import RoIPooler  # noqa: E402
+from projects_maskrcnn.modeling import MaskRCNNPooler  # noqa: E402
 
 pytestmark = pytest.mark.skipif(FRAMEWORK != "detectron2", reason="the framework in use is the embedded one")
 
@@ -72,7 +72,7 @@ def losses_and_gradients(model, inputs):
 def test_numbers_and_weights_stay(model, inputs):
     ours = replace_poolers(copy.deepcopy(model))
     poolers = {name for name, m in model.named_modules() if type(m) is ROIPooler}
-    assert poolers == {name for name, m in ours.named_modules() if type(m) is RoIPooler}
+    assert poolers == {name for name, m in ours.named_modules() if type(m) is MaskRCNNPooler}
     assert poolers in ({"roi_heads.box_pooler", "roi_heads.mask_pooler"}, {"roi_heads.pooler"})
 
     ours.load_state_dict(model.state_dict(), strict=True)

@@ -27,15 +27,15 @@ MADE_OF = {  # where the parts come from
     "cascade_mask_rcnn_R_50_FPN": {
         "backbone": "projects_maskrcnn FPN",
         "roi_heads": "detectron2 CascadeROIHeads",
-        "roi_heads.box_pooler": "projects_maskrcnn RoIPooler",
+        "roi_heads.box_pooler": "projects_maskrcnn MaskRCNNPooler",
         "roi_heads.box_head.2": "projects_maskrcnn MaskRCNNBoxHead",
-        "roi_heads.mask_pooler": "projects_maskrcnn RoIPooler",
+        "roi_heads.mask_pooler": "projects_maskrcnn MaskRCNNPooler",
         "roi_heads.mask_head": "projects_maskrcnn MaskRCNNMaskHead",
     },
     "point_rend_R_50_FPN": {
         "backbone": "projects_maskrcnn FPN",
         "roi_heads": "projects_maskrcnn MaskRCNNROIHeads",
-        "roi_heads.box_pooler": "projects_maskrcnn RoIPooler",
+        "roi_heads.box_pooler": "projects_maskrcnn MaskRCNNPooler",
         "roi_heads.mask_head": "detectron2 PointRendMaskHead",
     },
     "retinanet_R_50_FPN": {"": "detectron2 RetinaNet", "backbone": "projects_maskrcnn FPN"},
@@ -54,16 +54,16 @@ MADE_OF = {  # where the parts come from
         "backbone.res4.0": "tridentnet TridentBottleneckBlock",
         "proposal_generator": "tridentnet TridentRPN",
         "roi_heads": "configs TridentMaskRCNNC4ROIHeads",
-        "roi_heads.pooler": "projects_maskrcnn RoIPooler",
+        "roi_heads.pooler": "projects_maskrcnn MaskRCNNPooler",
     },
     "standard_roi_heads_R_50_FPN": {
         "backbone": "detectron2 FPN",
         "roi_heads": "detectron2 StandardROIHeads",
-        "roi_heads.box_pooler": "projects_maskrcnn RoIPooler",
+        "roi_heads.box_pooler": "projects_maskrcnn MaskRCNNPooler",
         "roi_heads.box_head": "detectron2 FastRCNNConvFCHead",
-        "roi_heads.mask_pooler": "projects_maskrcnn RoIPooler",
+        "roi_heads.mask_pooler": "projects_maskrcnn MaskRCNNPooler",
         "roi_heads.mask_head": "projects_maskrcnn MaskRCNNMaskHead",
-        "roi_heads.keypoint_pooler": "projects_maskrcnn RoIPooler",
+        "roi_heads.keypoint_pooler": "projects_maskrcnn MaskRCNNPooler",
         "roi_heads.keypoint_head": "projects_maskrcnn MaskRCNNKeypointHead",
     },
     "detectron2_heads_R_50_FPN": {
@@ -76,7 +76,7 @@ MADE_OF = {  # where the parts come from
     "res5_roi_heads_R_50_C4": {
         "backbone": "detectron2 ResNet",
         "roi_heads": "detectron2 Res5ROIHeads",
-        "roi_heads.pooler": "projects_maskrcnn RoIPooler",
+        "roi_heads.pooler": "projects_maskrcnn MaskRCNNPooler",
     },
 }
 LOSSES = {  # of the foreign part

@@ -6,7 +6,7 @@ from torch import nn
 
 from projects_maskrcnn import replace_poolers
 from projects_maskrcnn.framework import Boxes, ROIPooler, ShapeSpec
-from projects_maskrcnn.modeling import ROI_LAYERS, RoIPooler
+from projects_maskrcnn.modeling import ROI_LAYERS, MaskRCNNPooler
 
 # 5 y + x at cell (y, x) of a map of stride 4
 SLOPE = torch.arange(25.0).view(1, 1, 5, 5)
@@ -18,14 +18,14 @@ BOX = [Boxes(torch.tensor([[4.0, 4.0, 12.0, 16.0]]))]
     [("ROIAlignV2", 5 * 2.0 + 1.5), ("ROIAlign", 5 * 2.5 + 2.0)],  # pixel centres at half, at whole coordinates
 )
 def test_types(pooler_type, centre):
-    out = RoIPooler((3, 2), [0.25], 2, pooler_type)([SLOPE], BOX)
+    out = MaskRCNNPooler((3, 2), [0.25], 2, pooler_type)([SLOPE], BOX)
     assert out.shape == (1, 1, 3, 2)  # bins of one cell
     rows, columns = torch.meshgrid(torch.tensor([-1.0, 0, 1]), torch.tensor([-0.5, 0.5]), indexing="ij")
     torch.testing.assert_close(out[0, 0], centre + 5 * rows + columns)
 
 
 def test_levels():
-    pooler = RoIPooler(1, [1 / 4, 1 / 8], 1, "ROIAlignV2", canonical_box_size=32, canonical_level=3)
+    pooler = MaskRCNNPooler(1, [1 / 4, 1 / 8], 1, "ROIAlignV2", canonical_box_size=32, canonical_level=3)
     features = [torch.full((1, 2, 64 // s, 64 // s), float(s)) for s in (4, 8)]
     boxes = Boxes(torch.tensor([[10.0, 10, 60, 60], [0, 0, 31, 31], [0, 0, 32, 32]]))
     assert pooler(features, [boxes])[:, 0, 0, 0].tolist() == [8, 4, 8]
@@ -36,21 +36,21 @@ def test_a_new_layer(monkeypatch):
         return torch.tensor([float(len(b)) for b in boxes])
 
     monkeypatch.setitem(ROI_LAYERS, "Count", count_boxes)
-    assert RoIPooler(7, [0.25], 0, "Count")([SLOPE], BOX).tolist() == [1.0]
+    assert MaskRCNNPooler(7, [0.25], 0, "Count")([SLOPE], BOX).tolist() == [1.0]
 
 
 def test_of_a_config(config):
     head = config("fpn").MODEL.ROI_MASK_HEAD
-    pooler = RoIPooler.of_head(head, [ShapeSpec(channels=4, stride=s) for s in (4, 8)])
+    pooler = MaskRCNNPooler.of_head(head, [ShapeSpec(channels=4, stride=s) for s in (4, 8)])
     assert (pooler.output_size, pooler.scales, pooler.sampling_ratio) == (14, [0.25, 0.125], 0)
 
 
 def test_errors():
     with pytest.raises(ValueError, match="POOLER_TYPE is 'RoIAline'; known are ROIAlignV2, ROIAlign"):
-        RoIPooler(7, [0.25], 0, "RoIAline")
+        MaskRCNNPooler(7, [0.25], 0, "RoIAline")
     for scales in ([0.25, 0.0625], [0.3], [0.125, 0.25]):
         with pytest.raises(ValueError, match="powers of two"):
-            RoIPooler(7, scales, 0, "ROIAlignV2")
+            MaskRCNNPooler(7, scales, 0, "ROIAlignV2")
 
 
 @pytest.mark.parametrize("canonical", [(224, 4), (20, 3)])
@@ -67,7 +67,7 @@ def test_replaced_poolers_pool_the_same(size, sampling_ratio, pooler_type, scale
     names = list(model.state_dict())
     assert replace_poolers(model) is model and list(model.state_dict()) == names
     (ours,) = model["heads"]
-    assert type(ours) is RoIPooler
+    assert type(ours) is MaskRCNNPooler
     torch.testing.assert_close(ours(features, boxes), theirs(features, boxes))
 
 
