@@ -4,6 +4,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 CONFIG := configs/quick/mask_rcnn_R_18_FPN_shapes.yaml
 DEMO := output/demo
+# Kernels for GPUs take a minute to compile: only where there is one, or where they are asked for.
+ARCHS := $(if $(shell nvidia-smi -L 2>/dev/null),,MASKRCNN_CUDA_ARCHS=$$MASKRCNN_CUDA_ARCHS)
 NATIVE := $(shell find projects_maskrcnn/csrc tests/csrc -type f -not -name '*.py' -not -path '*__pycache__*')
 
 # The tests run side by side, so each keeps to one thread.
@@ -40,5 +42,5 @@ clean:
 .venv/installed: setup.py pyproject.toml $(filter projects_maskrcnn/%,$(NATIVE))
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q $(TORCH)
-	$(BIN)/pip install -q -e '.[test]'
+	$(ARCHS) $(BIN)/pip install -q -e '.[test]'
 	touch $@

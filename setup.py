@@ -4,8 +4,8 @@ They stand on LibTorch's stable ABI: a library built with the headers of one tor
 every Python. So any torch will do for the build: the one that is installed where we install to, though pip's build
 isolation hides it from imports; where there is none, the build asks for one.
 
-`MASKRCNN_BUILD_OPS=0` leaves the operators out, `MASKRCNN_CUDA_ARCHS` (such as ``90`` or ``80;90``) names the GPUs to
-compile for where a CUDA toolkit is found.
+`MASKRCNN_BUILD_OPS=0` leaves the operators out. `MASKRCNN_CUDA_ARCHS` (such as ``90`` or ``80;90``) names the GPUs to
+compile for where a CUDA toolkit is found; when empty, the CUDA half is left out.
 """
 
 import importlib.util
@@ -26,6 +26,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 CSRC = Path("projects_maskrcnn/csrc")
 BUILD_OPS = os.environ.get("MASKRCNN_BUILD_OPS", "1") != "0"
+CUDA_ARCHS = os.environ.get("MASKRCNN_CUDA_ARCHS")
 BUILD_TORCH = "torch==2.13.0"
 TORCH_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -53,7 +54,9 @@ def torch_folder() -> Path | None:
 
 
 def cuda_compiler() -> str | None:
-    """Path of nvcc, or None."""
+    """Path of nvcc, or None where there is none or no GPU to compile for."""
+    if CUDA_ARCHS == "":
+        return None
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which(str(Path(home, "bin/nvcc"))) or shutil.which("nvcc")
 
@@ -108,7 +111,7 @@ def cpu_commands(cxx: str, torch: Path, build: Path) -> list[list[str]]:
 
 def cuda_commands(nvcc: str, torch: Path, build: Path) -> list[list[str]]:
     """One call of nvcc for each source. The object comes last."""
-    archs = os.environ.get("MASKRCNN_CUDA_ARCHS", "80;90;100").split(";")
+    archs = CUDA_ARCHS.split(";") if CUDA_ARCHS else default_archs(nvcc)
     gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     gencode += [f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]  # what newer GPUs compile from
     common = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode]
@@ -119,14 +122,21 @@ def cuda_commands(nvcc: str, torch: Path, build: Path) -> list[list[str]]:
     ]
 
 
-def run(command: list[str]) -> None:
-    """Run a compiler; its complaint ends the build."""
+def default_archs(nvcc: str) -> list[str]:
+    """Those of our GPUs that this CUDA toolkit knows."""
+    known = run([nvcc, "--list-gpu-arch"]).split()
+    return [arch for arch in ("80", "90", "100") if f"compute_{arch}" in known]
+
+
+def run(command: list[str]) -> str:
+    """Run a compiler, and return what it prints. Its complaint ends the build."""
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         fail(f"needs {command[0]!r}, which is not installed: install a C++ compiler such as g++, or set CXX to yours")
     if done.returncode:
         fail(f"failed. This command said:\n{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def fail(reason: str) -> NoReturn:
