@@ -184,7 +184,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "ruff==0.17.5", "clang-format==23.1.5"],
+        "test": ["pytest", "pytest-xdist", "ruff==0.17.5", "clang-format==23.1.5", "setuptools>=77"],
         "cityscapes": ["cityscapesscripts"],
     },
 )

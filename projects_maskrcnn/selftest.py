@@ -17,7 +17,7 @@ from .framework import FRAMEWORK
 from .ops import masks_to_rle, native, reference
 from .ops.reference import ROUND_BINS, ROUND_NOTHING, ROUND_ROI
 
-PACKAGES = ("torch", "numpy", "fvcore", "iopath", "pycocotools", "opencv-python-headless")
+PACKAGES = ("numpy", "fvcore", "iopath", "pycocotools", "opencv-python-headless")
 ROI_LAYERS = {
     "roi_align": ("roi_average", ROUND_NOTHING),
     "roi_align, maximum": ("roi_max", ROUND_NOTHING),
@@ -32,7 +32,7 @@ IMAGE_SIZE = (96, 128)
 def main() -> int:
     """Print the report; 1 where an operator disagrees with its reference, else 0."""
     print(f"projects_maskrcnn {__version__} on the {FRAMEWORK} framework, Python {platform.python_version()}")
-    print(", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    print(", ".join([f"torch {torch.__version__}", *(f"{name} {_version(name)}" for name in PACKAGES)]))
     built = sorted(native.DEVICES - {"meta"})
     if not built:
         print("The native operators are not built; the slower PyTorch reference serves.")

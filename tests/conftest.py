@@ -30,6 +30,13 @@ def is_release_06() -> bool:
 
 
 @pytest.fixture(scope="session")
+def after_release_06(is_release_06):
+    """A skip on Detectron2's release 0.6: embedded has the names and parameters that the main branch got since."""
+    if is_release_06:
+        pytest.skip("this Detectron2 is the release 0.6 of 2021, older than the one that embedded follows")
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real images (`data/`) and of Detectron2's own figures (`parity/`), or a skip."""
     folder = Path(os.environ.get("MASKRCNN_SHARED", ROOT.parent / "shared"))

@@ -56,13 +56,6 @@ def check(ours, theirs, where):
 
 
 @pytest.fixture
-def after_release_06(is_release_06):
-    """A skip on Detectron2's release 0.6: embedded has the names and parameters that the main branch got since."""
-    if is_release_06:
-        pytest.skip("this Detectron2 is the release 0.6 of 2021, older than the one that embedded follows")
-
-
-@pytest.fixture
 def assert_same():
     """A function that compares two results, of whatever nesting, up to rounding; tensors also by dtype and shape."""
     return lambda ours, theirs: check(plain(ours), plain(theirs), "result")

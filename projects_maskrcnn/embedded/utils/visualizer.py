@@ -5,7 +5,6 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -429,7 +428,7 @@ def _to_list(masks: Any, num_instances: int) -> Sequence:
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """matplotlib's own font, which has the letters of many languages."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _text_box(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:

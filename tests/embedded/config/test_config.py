@@ -83,7 +83,7 @@ def test_defaults_are_detectron2s(key):
     assert value == DEFAULTS[key] and type(value) is type(DEFAULTS[key])
 
 
-def test_every_key_is_detectron2s():
+def test_every_key_is_detectron2s(after_release_06):
     theirs = pytest.importorskip("detectron2.config").get_cfg()
     theirs.MODEL.DEVICE = get_cfg().MODEL.DEVICE
     assert get_cfg() == theirs
