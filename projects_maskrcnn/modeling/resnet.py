@@ -198,7 +198,7 @@ class ResNet(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name, of images (N, C, H, W)."""
         outputs = {}
-        if not torch.is_grad_enabled():
+        if x.is_cuda or not torch.is_grad_enabled():
             # What convs and RoIAlign are fastest in, but not the gradients of convs on a CPU.
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)

@@ -12,12 +12,13 @@ constexpr int kBits = 64;
 /// Words that have a bit for each of `count` boxes.
 MASKRCNN_HD int words_of(int count) { return count / kBits + (count % kBits > 0); }
 
-/// Intersection over union, rounded after each operation as PyTorch does; NaN where neither box has an area.
+/// Intersection over union, rounded after each operation as PyTorch does; 0 where neither box has an area.
 template <class Real>
 __device__ __forceinline__ Real iou(const Real* a, const Real* b) {
   const Real width = fmax(fmin(a[2], b[2]) - fmax(a[0], b[0]), Real(0));
   const Real height = fmax(fmin(a[3], b[3]) - fmax(a[1], b[1]), Real(0));
   const Real both = mul(height, width);
+  if (!(both > 0)) return 0;  // most pairs: a division would take the longer
   const Real area_a = mul(a[2] - a[0], a[3] - a[1]), area_b = mul(b[2] - b[0], b[3] - b[1]);
   return both / (add(area_a, area_b) - both);
 }
@@ -49,7 +50,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   if (i >= count || word < i / kBits) return;
-  const Real* box = boxes + order[i] * 4;
+  const Real* from = boxes + order[i] * 4;
+  const Real box[4] = {from[0], from[1], from[2], from[3]};
   const int64_t group = groups != nullptr ? groups[order[i]] : 0;
   Bits bits = 0;
   for (int k = 0; k < size; ++k) {
@@ -84,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (thread == 0) {
       Bits kept_now = ~suppressed[now];
       if (size < kBits) kept_now &= (Bits(1) << size) - 1;
-#pragma unroll 16
+#pragma unroll
       for (int i = 0; i < kBits; ++i) kept_now &= ~only_if(kept_now >> i & 1, batch.overlaps[i]);
       batch.kept = kept_now;
     }

@@ -56,9 +56,10 @@ struct Tiles {
 struct Tile {
   int level, image, y, x;
 
-  /// Blocks take the tiles of the launch's first image, then those of the next.
-  __device__ __forceinline__ Tile(const Tiles& tiles, const LaunchRois& rois, int levels, int block) {
-    const int per_image = tiles.first[levels];
+  /// Blocks (blockIdx.x) take the tiles from the last to the first: most RoIs touch those of the coarsest level, and a
+  /// block that takes long had better start early.
+  __device__ __forceinline__ Tile(const Tiles& tiles, const LaunchRois& rois, int levels) {
+    const int per_image = tiles.first[levels], block = gridDim.x - 1 - blockIdx.x;
     image = rois.first_image + block / per_image;
     int index = block % per_image;
     level = 0;
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
                                 const Extent* __restrict__ extents, const T* __restrict__ grad, int channels) {
   constexpr int kSize = Pack<T>::kSize;
   constexpr int kCellsPerWarp = kWarp / kWarps;
-  const Tile tile(tiles, rois, options.num_levels, blockIdx.x);
+  const Tile tile(tiles, rois, options.num_levels);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int row = warp * kCellsPerWarp / kTileColumns, column = warp * kCellsPerWarp % kTileColumns;
   const int channel = (blockIdx.y * kWarp + lane) * kSize;
@@ -238,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
                         const __grid_constant__ Options options, const __grid_constant__ Tiles tiles,
                         const __grid_constant__ Map grad_map, const Extent* __restrict__ extents,
                         const int* __restrict__ argmax, int channels) {
-  const Tile tile(tiles, rois, options.num_levels, blockIdx.x);
+  const Tile tile(tiles, rois, options.num_levels);
   const Map& map = maps.level[tile.level];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int row = lane / kTileColumns, column = lane % kTileColumns;
