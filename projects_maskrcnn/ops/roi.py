@@ -155,8 +155,10 @@ def _pool(
         rois = torch.cat(list(boxes)) if boxes else maps[0].new_zeros(0, 4)
         counts = [len(b) for b in boxes]
     check_one_device(features=maps[0], boxes=rois)
-    dtype = functools.reduce(torch.promote_types, [x.dtype for x in maps])  # under autocast they may differ
-    maps = [x.to(dtype) for x in maps]
+    dtypes = {x.dtype for x in maps}
+    if len(dtypes) > 1:  # under autocast
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        maps = [x.to(dtype) for x in maps]
     ops = operators(maps[0].device)
     arguments = (
         maps, rois.detach().float(), counts, scales, bins_y, bins_x, sampling_ratio, aligned, rounding,
