@@ -38,13 +38,20 @@ using Real = typename Sums<T>::Type;
 template <class T>
 constexpr int kBlocksPerProcessor = sizeof(T) <= 4 ? 3 : 2;
 
+/// Adds `weight` times each number to `sums`.
+template <class Number, int kSize>
+__device__ __forceinline__ void add_weighted(Number (&sums)[kSize], Number weight, const Number (&numbers)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) sums[i] += weight * numbers[i];
+}
+
 /// Neighbouring values that one instruction loads or stores, kept as they are in memory for the sake of registers.
 template <class T>
 struct Pack {
   static constexpr int kSize = 16 / sizeof(T);
   uint4 bits;
 
-  static __device__ __forceinline__ Pack load(const T* from) { return {__ldg(reinterpret_cast<const uint4*>(from))}; }
+  static __device__ __forceinline__ Pack load(const void* from) { return {__ldg(static_cast<const uint4*>(from))}; }
 
   __device__ __forceinline__ void store(T* to) const { *reinterpret_cast<uint4*>(to) = bits; }
 
@@ -57,12 +64,18 @@ struct Pack {
     return pack;
   }
 
-  /// Adds `weight` times each value to `sums`.
-  __device__ __forceinline__ void add_to(Real<T> (&sums)[kSize], Real<T> weight) const {
+  __device__ __forceinline__ void read(Real<T> (&numbers)[kSize]) const {
     T values[kSize];
     memcpy(values, &bits, sizeof(bits));
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) sums[i] += weight * static_cast<Real<T>>(values[i]);
+    for (int i = 0; i < kSize; ++i) numbers[i] = static_cast<Real<T>>(values[i]);
+  }
+
+  /// Adds `weight` times each value to `sums`.
+  __device__ __forceinline__ void add_to(Real<T> (&sums)[kSize], Real<T> weight) const {
+    Real<T> numbers[kSize];
+    read(numbers);
+    add_weighted(sums, weight, numbers);
   }
 };
 

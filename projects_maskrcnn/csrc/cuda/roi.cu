@@ -55,10 +55,12 @@ std::vector<LaunchRois> launches_of(const Rois& rois, const Ints& boxes_per_imag
   return launches;
 }
 
-/// Whether the channels of each cell lie side by side, in whole packs, aligned.
+/// Whether the channels of each cell lie side by side, in whole packs, aligned, and not too far from an image's first.
 bool packed(const Tensors& tensors) {
   return std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
     const auto in_packs = [&](int64_t elements) { return elements * t.element_size() % 16 == 0; };
+    const int64_t farthest = (t.size(2) - 1) * t.stride(2) + (t.size(3) - 1) * t.stride(3);
+    if (farthest * t.element_size() / 16 > UINT32_MAX) return false;
     return t.element_size() <= 4 && t.stride(1) == 1 && in_packs(t.size(1)) && in_packs(t.stride(0)) &&
            in_packs(t.stride(2)) && in_packs(t.stride(3)) && reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0;
   });

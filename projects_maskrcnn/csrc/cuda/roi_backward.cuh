@@ -16,8 +16,8 @@ constexpr int kLines = kTileRows + kTileColumns;
 constexpr int kRoiBatch = 8;  // RoIs that are tabulated at a time
 static_assert(kTileRows * kTileColumns == kWarp, "a lane is a cell");
 
-/// Level, image and range of cells that an RoI can have an effect on.
-struct Extent {
+/// Level, image and range of cells that an RoI can have an effect on. Aligned, so as to be loaded in pairs.
+struct alignas(8) Extent {
   int level, image;
   int first_y, last_y, first_x, last_x;
 };
@@ -25,7 +25,7 @@ struct Extent {
 /// The cells of one axis that samples can touch. A cell too many does no harm.
 __device__ __forceinline__ void set_extent(const Axis<float>& axis, int& first, int& last) {
   const float end = axis.start + axis.bin * static_cast<float>(axis.bins);
-  const float margin = 2 + 1e-6f * fmaxf(fabsf(axis.start), fabsf(end));  // for neighbours and rounding
+  const float margin = 1 + 1e-6f * fmaxf(fabsf(axis.start), fabsf(end));  // for the next cell, and for rounding
   const float most = static_cast<float>(axis.length - 1);
   const float from = fminf(axis.start, end) - margin, to = fmaxf(axis.start, end) + margin;
   const bool none = !(axis.count > 0) || to < 0 || from > most;
@@ -69,9 +69,10 @@ struct Tile {
     x = index % tiles.columns[level] * kTileColumns;
   }
 
+  /// Without branches, lest each number of the extent be waited for before the next is loaded.
   __device__ __forceinline__ bool touched_by(const Extent& extent) const {
-    return extent.level == level && extent.image == image && extent.first_y < y + kTileRows && extent.last_y >= y &&
-           extent.first_x < x + kTileColumns && extent.last_x >= x;
+    return (extent.level == level) & (extent.image == image) & (extent.first_y < y + kTileRows) & (extent.last_y >= y) &
+           (extent.first_x < x + kTileColumns) & (extent.last_x >= x);
   }
 };
 
@@ -181,11 +182,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
                                 const Extent* __restrict__ extents, const T* __restrict__ grad, int channels) {
   constexpr int kSize = Pack<T>::kSize;
   constexpr int kCellsPerWarp = kWarp / kWarps;
+  constexpr int kInFlight = 2;  // loads that are under way before the first is waited for
   const Tile tile(tiles, rois, options.num_levels);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int row = warp * kCellsPerWarp / kTileColumns, column = warp * kCellsPerWarp % kTileColumns;
   const int channel = (blockIdx.y * kWarp + lane) * kSize;
-  const int64_t bins = static_cast<int64_t>(options.bins_y) * options.bins_x;
+  const int64_t bins = static_cast<int64_t>(options.bins_y) * options.bins_x, packs_per_bin = channels / kSize;
+  const auto* packs = reinterpret_cast<const Pack<T>*>(grad + channel);
   Real<T> sum[kCellsPerWarp][kSize] = {};
 
   visit_rois(shared_memory<TileShared<Real<T>>>(), tile, maps, rois, options, extents,
@@ -199,14 +202,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
                  last = max(last, weights.last[i]);
                }
                for (int j = weights.first[row]; j <= weights.last[row]; ++j) {
-                 const int64_t bin = static_cast<int64_t>(first_y + j) * options.bins_x + first_x;
-                 const T* from = grad + (roi * bins + bin) * channels + channel;
-                 for (int k = first; k <= last; ++k) {
-                   const Pack<T> pack = Pack<T>::load(from + static_cast<int64_t>(k) * channels);
+                 const Real<T> row_weight = weights.weight[row][j];
+                 const int64_t bin = static_cast<int64_t>(first_y + j) * options.bins_x + first_x + first;
+                 const Pack<T>* from = packs + (roi * bins + bin) * packs_per_bin;
+                 for (int next = first; next <= last; next += kInFlight, from += kInFlight * packs_per_bin) {
+                   Pack<T> pack[kInFlight];
 #pragma unroll
-                   for (int i = 0; i < kCellsPerWarp; ++i) {
-                     const Real<T> weight = weights.weight[row][j] * weights.weight[line + i][k];
-                     if (weight != 0) pack.add_to(sum[i], weight);
+                   for (int n = 0; n < kInFlight; ++n) {
+                     if (n == 0 || next + n <= last) pack[n] = Pack<T>::load(from + n * packs_per_bin);
+                   }
+#pragma unroll
+                   for (int n = 0; n < kInFlight; ++n) {
+                     if (n > 0 && next + n > last) continue;
+                     Real<T> numbers[kSize];
+                     pack[n].read(numbers);
+#pragma unroll
+                     for (int i = 0; i < kCellsPerWarp; ++i) {
+                       const Real<T> weight = row_weight * weights.weight[line + i][next + n];
+                       if (weight != 0) add_weighted(sum[i], weight, numbers);
+                     }
                    }
                  }
                }
