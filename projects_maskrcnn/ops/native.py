@@ -6,7 +6,6 @@ the derivatives.
 
 import functools
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,27 +151,24 @@ class _Pooling(Function):
         return None, None, *grads
 
 
+def _pool(name: str, features: list[Tensor], *arguments: Any) -> Any:
+    """What PyTorch calls for an operator where a gradient may be wanted."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in features):
+        return _Pooling.apply(name, arguments, *features)
+    return _below_autograd(getattr(torch.ops.maskrcnn, name).default, features, *arguments)
+
+
 def _below_autograd(op: Any, *arguments: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
 
 
 def _register_derivatives() -> None:
-    def differentiable(name: str) -> Callable:
-        op = getattr(torch.ops.maskrcnn, name).default
-
-        def pool(features: list[Tensor], *arguments: Any) -> Any:
-            if torch.is_grad_enabled() and any(x.requires_grad for x in features):
-                return _Pooling.apply(name, arguments, *features)
-            return _below_autograd(op, features, *arguments)
-
-        return pool
-
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError("the RoI operators have no second derivative: take the gradient without create_graph=True")
 
     for name in ("roi_average", "roi_max"):
-        AUTOGRAD.impl(name, differentiable(name), "Autograd")
+        AUTOGRAD.impl(name, functools.partial(_pool, name), "Autograd")
         register_autograd(f"maskrcnn::{name}_backward", refuse)
 
 
