@@ -10,6 +10,7 @@ python train_net.py --config-file ... --project my_project:add_my_config
 
 import argparse
 import importlib
+import logging
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,7 @@ from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from projects_maskrcnn.data import RobustMapper, resolve_num_classes, use_coco_files
 from projects_maskrcnn.evaluation import log_reference_figures
 from projects_maskrcnn.framework import (
+    FRAMEWORK,
     CfgNode,
     CityscapesInstanceEvaluator,
     COCOEvaluator,
@@ -41,7 +43,9 @@ from projects_maskrcnn.framework import (
 from projects_maskrcnn.modeling import GeneralizedRCNNWithTTA
 
 EVALUATORS = {"cityscapes_instance": CityscapesInstanceEvaluator, "pascal_voc": PascalVOCDetectionEvaluator}
+COCO_TYPES = (None, "coco", "coco_panoptic_seg")  # of the last, boxes and masks are measured
 NUM_CLASSES_FROM_DATA = -1
+logger = logging.getLogger("projects_maskrcnn")
 
 
 class Trainer(DefaultTrainer):
@@ -67,7 +71,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        kind = evaluator_type(dataset_name)
         if kind in EVALUATORS and cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork":  # their recall is COCOEvaluator's
             return EVALUATORS[kind](dataset_name)
         return COCOEvaluator(
@@ -99,6 +103,21 @@ class Trainer(DefaultTrainer):
         return results
 
 
+def evaluator_type(dataset_name: str) -> str | None:
+    """How a dataset is to be evaluated: a key of `EVALUATORS`, or one of `COCO_TYPES`.
+
+    Raises:
+        ValueError: it is otherwise.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind in EVALUATORS or kind in COCO_TYPES:
+        return kind
+    raise ValueError(
+        f"dataset {dataset_name}: there is no evaluator here for its evaluator_type {kind!r}. Train on it with "
+        "DATASETS.TEST (), or with a Trainer of your own that overrides build_evaluator"
+    )
+
+
 def argument_parser() -> argparse.ArgumentParser:
     """The framework's arguments, and the projects whose parts a config may name."""
     parser = default_argument_parser()
@@ -127,15 +146,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_list(args.opts)
     use_coco_files(cfg)
     resolve_num_classes(cfg)
+    for name in cfg.DATASETS.TEST:
+        evaluator_type(name)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="projects_maskrcnn")
+    logger.info("Framework: %s", FRAMEWORK)
     return cfg
 
 
 def train(cfg: CfgNode, resume: bool) -> dict[str, dict[str, float]] | None:
     """Train and evaluate; returns what `DefaultTrainer.train` does."""
     trainer = Trainer(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        GeneralizedRCNNWithTTA(cfg, trainer.model)  # what does not fit shall not fail after the training
     trainer.resume_or_load(resume=resume)
     results = trainer.train()
     if cfg.TEST.AUG.ENABLED:

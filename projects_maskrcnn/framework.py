@@ -14,7 +14,6 @@ same submodules: never a name from each. Nothing else in the project imports eit
 """
 
 import importlib.util
-import logging
 import os
 
 CHOICES = ("auto", "detectron2", "embedded")
@@ -193,5 +192,3 @@ else:
     from .embedded.utils.file_io import PathManager
     from .embedded.utils.logger import setup_logger
     from .embedded.utils.visualizer import Visualizer
-
-logging.getLogger(__name__).info("Framework: %s", FRAMEWORK)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from projects_maskrcnn.framework import FRAMEWORK
+from projects_maskrcnn.framework import FRAMEWORK, MetadataCatalog
 
 CONFIG = "configs/quick/mask_rcnn_R_18_FPN_shapes.yaml"
 KEYPOINT_CONFIG = "configs/quick/keypoint_rcnn_R_18_FPN_shapes.yaml"
@@ -226,6 +226,13 @@ def test_bad_input_is_named(case, train_net, tmp_path):
     result = train_net(tmp_path, check=False, **values)
     assert result.returncode != 0
     assert message in result.stderr
+
+
+def test_a_metric_that_is_not_there_is_not_replaced_by_another(load_module, root):
+    train_net = load_module("train_net", root / "train_net.py")
+    MetadataCatalog.get("of_lvis").evaluator_type = "lvis"
+    with pytest.raises(ValueError, match="dataset of_lvis: .* evaluator_type 'lvis'"):
+        train_net.evaluator_type("of_lvis")
 
 
 def damage(scenes, tmp_path, change):

@@ -1,5 +1,6 @@
 """RoI features of a fixed size, from one feature map or a pyramid, in our own heads or in the framework's."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from ..framework import Boxes, CfgNode, ROIAlign, ROIPooler, ShapeSpec
 from ..ops import check_pyramid, roi_align, roi_pool, roi_warp
+
+logger = logging.getLogger(__name__)
 
 
 def _roi_pool(features: list[Tensor], boxes: list[Tensor], *args: Any, sampling_ratio: int, **kwargs: Any) -> Tensor:
@@ -100,10 +103,15 @@ def replace_poolers(model: nn.Module) -> nn.Module:
     up to rounding. Poolers have no parameters, so that weights, optimizers and checkpoints stay as they are. Poolers
     that are not of RoIAlign, and those of a class derived from the framework's, are left alone.
     """
+    replaced, left = 0, []
     for parent in list(model.modules()):
         for name, pooler in parent.named_children():
             if type(pooler) is ROIPooler and type(pooler.level_poolers[0]) is ROIAlign:
                 setattr(parent, name, _like(pooler))
+                replaced += 1
+            elif isinstance(pooler, ROIPooler):
+                left.append(f"{type(pooler).__name__} of {type(pooler.level_poolers[0]).__name__}")
+    logger.info("Poolers replaced: %d; left as they are: %s", replaced, ", ".join(left) or "none")
     return model
 
 

@@ -189,11 +189,16 @@ class ResNet(Backbone):
                 f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)}; choose from {', '.join(self.stage_names)}"
             )
         self._out_features = list(out_features)
+        self.freeze(freeze_at)
+
+    def freeze(self, freeze_at: int) -> "ResNet":
+        """Stop training the stem (1) and stages up to this one (2 for res2); returns itself."""
         if freeze_at >= 1:
-            stem.freeze()
+            self.stem.freeze()
         for name in self.stage_names[: max(freeze_at - 1, 0)]:
             for block in getattr(self, name):
                 block.freeze()
+        return self
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name, of images (N, C, H, W)."""

@@ -17,6 +17,9 @@ from ..framework import (
 )
 from .keypoint_head import keypoint_rcnn_inference
 
+WITHOUT_VIEWS = ("PanopticFPN",)
+"""Meta-architectures that have RoI heads, and whose inference gives more than detections."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -67,12 +70,17 @@ class GeneralizedRCNNWithTTA(nn.Module):
         model: a `GeneralizedRCNN` with a proposal generator.
 
     Raises:
-        ValueError: the model takes precomputed proposals, which are of one size.
+        ValueError: the model is none, or takes precomputed proposals, which are of one size.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
         super().__init__()
         self.model = getattr(model, "module", model)
+        if cfg.MODEL.META_ARCHITECTURE in WITHOUT_VIEWS or not hasattr(self.model, "inference"):
+            raise ValueError(
+                f"TEST.AUG.ENABLED needs a GeneralizedRCNN, and MODEL.META_ARCHITECTURE is "
+                f"{cfg.MODEL.META_ARCHITECTURE}: set TEST.AUG.ENABLED False"
+            )
         if cfg.MODEL.LOAD_PROPOSALS:
             raise ValueError("TEST.AUG.ENABLED needs a model that makes its proposals: set MODEL.LOAD_PROPOSALS False")
         self.min_sizes = cfg.TEST.AUG.MIN_SIZES

@@ -112,6 +112,11 @@ def roi_pool(
     )
 
 
+def _indexed(boxes: Sequence[Tensor]) -> Tensor:
+    """(R, 5): the image's index before the corners of its boxes, a tensor (R_n, 4) for each image."""
+    return torch.cat([torch.nn.functional.pad(b.float(), (1, 0), value=i) for i, b in enumerate(boxes)])
+
+
 def _pool(
     features: Tensor | Sequence[Tensor],
     boxes: Tensor | Sequence[Tensor],
@@ -133,6 +138,8 @@ def _pool(
         raise ValueError(f"features of {len(maps)} levels, but spatial_scale of {len(scales)}")
     if mode not in ("average", "max"):
         raise ValueError(f"mode must be 'average' or 'max', got {mode!r}")
+    if torch.jit.is_tracing() and not isinstance(boxes, Tensor):
+        boxes = _indexed(boxes)  # a trace would keep the number of each image's boxes as it is now
     if isinstance(boxes, Tensor):
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise ValueError(

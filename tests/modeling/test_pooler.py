@@ -71,9 +71,12 @@ def test_replaced_poolers_pool_the_same(size, sampling_ratio, pooler_type, scale
     torch.testing.assert_close(ours(features, boxes), theirs(features, boxes))
 
 
-def test_a_derived_pooler_is_not_replaced():
+def test_a_derived_pooler_is_not_replaced(caplog):
     class Other(ROIPooler):
         pass
 
     pooler = Other(7, [0.25], 0, "ROIAlignV2")
-    assert replace_poolers(nn.Sequential(pooler))[0] is pooler
+    with caplog.at_level("INFO"):
+        model = replace_poolers(nn.Sequential(pooler, ROIPooler(7, [0.25], 0, "ROIAlign")))
+    assert model[0] is pooler
+    assert "Poolers replaced: 1; left as they are: Other of ROIAlign" in caplog.text

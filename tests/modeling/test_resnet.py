@@ -112,6 +112,13 @@ def test_frozen_stages_do_not_learn(resnet, freeze_at):
             assert torch.equal(tensor, before[name]) == name.startswith(frozen)
 
 
+def test_stages_are_frozen_later(resnet):
+    model = resnet(18, "MODEL.BACKBONE.FREEZE_AT", 0)
+    assert model.freeze(3) is model
+    frozen = {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem", "res2", "res3"}
+
+
 @pytest.mark.parametrize(("norm", "buffers"), [("FrozenBN", 4), ("BN", 3), ("GN", 0), ("SyncBN", 3)])
 def test_norms(resnet, norm, buffers):
     model = resnet(18, "MODEL.RESNETS.NORM", norm)

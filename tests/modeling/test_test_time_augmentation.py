@@ -134,6 +134,13 @@ def test_precomputed_proposals_are_refused(config):
         GeneralizedRCNNWithTTA(config("fpn", "MODEL.LOAD_PROPOSALS", True), Oracle())
 
 
+@pytest.mark.parametrize("kind", ["RetinaNet", "PanopticFPN"])
+def test_a_model_of_another_kind_is_refused(kind, config):
+    model = torch.nn.Identity() if kind == "RetinaNet" else Oracle()
+    with pytest.raises(ValueError, match=f"MODEL.META_ARCHITECTURE is {kind}: set TEST.AUG.ENABLED False"):
+        GeneralizedRCNNWithTTA(config("fpn", "MODEL.META_ARCHITECTURE", kind), model)
+
+
 def test_the_models_mode_stays_as_it_is(config):
     for training in (True, False):
         model = Oracle().train(training)

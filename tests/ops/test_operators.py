@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -108,6 +109,17 @@ def test_exports(native):
     assert {"maskrcnn.roi_average.default", "maskrcnn.roi_max.default", "maskrcnn.nms.default"} <= targets
     for a, b in zip(program.module()(*inputs), Detect()(*inputs), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_trace_takes_other_numbers_of_boxes(native):
+    def pool(x, first, second):
+        return ops.roi_align(x, [first, second], 3, SCALES[0])
+
+    x, boxes = pyramid()[0][:2], some_boxes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and warns of the checks that it leaves out
+        traced = torch.jit.trace(pool, (x, boxes[:8], boxes[8:]))
+    assert torch.equal(traced(x, boxes[:3], boxes[3:]), pool(x, boxes[:3], boxes[3:]))
 
 
 def test_autocast(native):

@@ -176,6 +176,8 @@ class BestCheckpointer(HookBase):
         mode: whether "max" or "min" is better.
     """
 
+    state_name = "embedded.BestCheckpointer"  # Detectron2's keeps no state, and fails on one that has its name
+
     def __init__(
         self,
         eval_period: int,

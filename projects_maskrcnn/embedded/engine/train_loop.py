@@ -33,6 +33,8 @@ class HookBase:
     """
 
     trainer: "TrainerBase" = None
+    state_name: str | None = None
+    """What a checkpoint has its state under; None for the name of its class."""
 
     def before_train(self) -> None:
         """Before the first step."""
@@ -117,10 +119,10 @@ class TrainerBase:
         raise NotImplementedError
 
     def _named_hooks(self) -> Iterator[tuple[str, HookBase]]:
-        """The hooks by class; from the second of a class on with their number, ``LRScheduler.1``."""
+        """The hooks by `state_name`; from the second of a name on with their number, ``LRScheduler.1``."""
         seen: Counter[str] = Counter()
         for hook in self._hooks:
-            name = type(hook).__qualname__
+            name = hook.state_name or type(hook).__qualname__
             yield f"{name}.{seen[name]}" if seen[name] else name, hook
             seen[name] += 1
 

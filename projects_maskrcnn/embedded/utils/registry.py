@@ -31,6 +31,9 @@ class Registry(_Registry):
         message = f"no '{name}' in the {self._name} registry, which has: {names}."
         if name in _COUNTERPARTS:
             message += f" It is part of Detectron2; use this project's '{_COUNTERPARTS[name]}' in its place."
+        elif "maskrcnn" in name.lower():
+            message += " Where Detectron2 is installed, this project's parts are registered with it. To have them "
+            message += "here, set the environment variable MASKRCNN_FRAMEWORK=embedded."
         else:
             message += " A name of your own is known once the module that registers it has been imported."
         raise KeyError(message)

@@ -118,8 +118,10 @@ def test_best_checkpoint(mode, saved):
     trainer.train(0, 8)
     assert [call.kwargs["iteration"] for call in checkpointer.save.call_args_list] == saved
 
+    state = trainer.state_dict()
+    assert "BestCheckpointer" not in state["hooks"]  # Detectron2's would fail on it
     resumed = hooks.BestCheckpointer(2, checkpointer, "segm/AP", mode)
-    resumed.load_state_dict(best.state_dict())
+    Steps(resumed).load_state_dict(state)
     assert (resumed.best_metric, resumed.best_iter) == ({"max": 0.7, "min": 0.2}[mode], saved[-1])
 
 

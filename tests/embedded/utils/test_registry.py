@@ -30,6 +30,11 @@ def test_unknown_name_lists_the_names(registry):
         registry.get("Third")
 
 
+def test_our_own_names_may_be_registered_with_detectron2(registry):
+    with pytest.raises(KeyError, match="MASKRCNN_FRAMEWORK=embedded"):
+        registry.get("MaskRCNNROIHeads")
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
