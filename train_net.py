@@ -19,7 +19,7 @@ from projects_maskrcnn import add_maskrcnn_config, replace_poolers
 from projects_maskrcnn.alternating import evaluation_config, train_in_steps
 from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from projects_maskrcnn.data import RobustMapper, resolve_num_classes, use_coco_files
-from projects_maskrcnn.evaluation import log_reference_figures
+from projects_maskrcnn.evaluation import check_figures, log_reference_figures
 from projects_maskrcnn.framework import (
     FRAMEWORK,
     CfgNode,
@@ -148,6 +148,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     resolve_num_classes(cfg)
     for name in cfg.DATASETS.TEST:
         evaluator_type(name)
+    check_figures(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="projects_maskrcnn")

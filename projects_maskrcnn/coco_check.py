@@ -119,6 +119,8 @@ def _repeated(kind: str, entries: list) -> Iterator[str]:
     ids = [
         entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), int | float | str)
     ]
+    if len({isinstance(i, str) for i in ids}) > 1:
+        yield f"{kind} ids are numbers and text: make them all numbers"
     if len(set(ids)) < len(ids):
         yield from (f"{kind} id {i} is used {count} times" for i, count in Counter(ids).items() if count > 1)
 

@@ -8,7 +8,9 @@ Weights alone are written, not the state of a training.
 """
 
 import argparse
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,31 +21,51 @@ from .weights import CheckpointError, local_file, read_weights, rename_known
 SUFFIXES = (".pth", ".safetensors")
 
 
+def check_destination(source: str, destination: Path, suffixes: tuple[str, ...] = SUFFIXES) -> None:
+    """Raise a ValueError where weights cannot be rewritten from a local `source` to `destination`."""
+    if destination.suffix not in suffixes:
+        raise ValueError(f"{destination}: name a file that ends in one of {', '.join(suffixes)}")
+    if destination.is_file() and destination.samefile(source):
+        raise ValueError(f"{destination} is the source itself, of which more than weights would be lost: name another")
+
+
+def save(weights: dict[str, Tensor], destination: Path, **more: Any) -> None:
+    """Write a weights file, whole or not at all. Args: more: what a .pth holds beside the weights.
+
+    Raises:
+        CheckpointError: it cannot be written; a file that was there is as it was.
+    """
+    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if destination.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(weights, unfinished)
+        else:
+            torch.save({"model": weights, **more}, unfinished)
+        os.replace(unfinished, destination)
+    except Exception as error:  # a full disk is a RuntimeError of torch, and an own type of safetensors
+        unfinished.unlink(missing_ok=True)
+        raise CheckpointError(f"{destination} cannot be written ({error}): make room, or name another file") from error
+
+
 def convert(source: str, destination: str | Path) -> dict[str, Tensor]:
     """Writes the weights of `source`, under Detectron2's names, to `destination`, and returns them.
 
     Raises:
         ValueError: the destination has another suffix than .pth and .safetensors, or is the source.
-        CheckpointError: the source holds no weights, or is refused.
+        CheckpointError: the source holds no weights, or is refused, or the destination cannot be written.
     """
     destination = Path(destination)
-    if destination.suffix not in SUFFIXES:
-        raise ValueError(f"{destination}: name a file that ends in one of {', '.join(SUFFIXES)}")
     source = local_file(source, PathManager)
-    if destination.is_file() and destination.samefile(source):
-        raise ValueError(f"{destination} is the source itself, of which more than weights would be lost: name another")
+    check_destination(source, destination)
     content = read_weights(source)
     weights, of_a_part = rename_known(content["model"])
     weights = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    if destination.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        save_file(weights, destination)
-    else:
-        # by this key Detectron2 knows that names are to be completed, as those of a backbone are
-        completed = {"matching_heuristics": True} if of_a_part or content.get("matching_heuristics") else {}
-        torch.save({"model": weights, "__author__": "projects_maskrcnn", **completed}, destination)
+    # by this key Detectron2 knows that names are to be completed, as those of a backbone are
+    completed = {"matching_heuristics": True} if of_a_part or content.get("matching_heuristics") else {}
+    save(weights, destination, __author__="projects_maskrcnn", **completed)
     return weights
 
 

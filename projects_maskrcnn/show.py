@@ -98,6 +98,8 @@ def draw_curves(metrics: list[dict[str, float]], path: Path) -> None:
 
 def draw_predictions(cfg: CfgNode, output_dir: Path, path: Path, num: int, min_score: float) -> None:
     """A grid of `num` images of the first test set: ground truth on the left, predictions on the right."""
+    if not cfg.DATASETS.TEST:
+        raise SystemExit(f"The run in {output_dir} has no DATASETS.TEST, so that there is nothing to show")
     name = cfg.DATASETS.TEST[0]
     file = _needed(output_dir / "inference" / "coco_instances_results.json")
     try:
@@ -120,7 +122,8 @@ def draw_predictions(cfg: CfgNode, output_dir: Path, path: Path, num: int, min_s
     for index in range(2 * columns):
         text = "prediction" if index % 2 else "ground truth"
         cv2.putText(titles, text, (index * cell + 8, 26), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2, cv2.LINE_AA)
-    cv2.imwrite(str(path), np.vstack([titles, *rows])[:, :, ::-1])
+    if not cv2.imwrite(str(path), np.vstack([titles, *rows])[:, :, ::-1]):
+        raise SystemExit(f"{path} cannot be written")
 
 
 def _choose(records: list[dict], num: int) -> list[dict]:

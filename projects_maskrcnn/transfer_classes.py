@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .convert import check_destination, save
 from .data.datasets import thing_classes
 from .framework import PathManager
 from .weights import CheckpointError, local_file, read_weights, rename_known
@@ -76,12 +77,12 @@ def main() -> None:
     args = parser.parse_args()
     try:
         source, target = thing_classes(args.source), thing_classes(args.target)
-        weights, _ = rename_known(read_weights(local_file(args.weights, PathManager))["model"])
-        weights = transfer_classes(weights, source, target)
+        file = local_file(args.weights, PathManager)
+        check_destination(file, args.output, (".pth",))
+        weights, _ = rename_known(read_weights(file)["model"])
+        save(transfer_classes(weights, source, target), args.output)
     except (CheckpointError, FileNotFoundError, KeyError, ValueError) as error:
         parser.exit(1, f"{error.args[0]}\n")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": weights}, args.output)
     shared = {SYNONYMS.get(n, n) for n in source} & {SYNONYMS.get(n, n) for n in target}
     print(f"{args.output}: {len(shared)} of {len(target)} classes are known: {', '.join(sorted(shared))}")
 

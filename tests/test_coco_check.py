@@ -151,6 +151,12 @@ def test_repeated_images_and_categories(coco):
         check_coco(coco, "x.json")
 
 
+def test_ids_of_numbers_and_text(coco):
+    coco["images"].append({**coco["images"][0], "id": "seven"})
+    with pytest.raises(CocoFormatError, match="1 problem:\n  image ids are numbers and text"):
+        check_coco(coco, "x.json")
+
+
 def test_minival_may_repeat_annotation_ids(coco):
     coco["annotations"][1]["id"] = 1
     check_coco(coco, "annotations/instances_minival2014.json")

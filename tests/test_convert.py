@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from projects_maskrcnn.convert import convert
+from projects_maskrcnn.weights import CheckpointError
 
 SOURCES = {
     "model zoo": {"model": {"backbone.fpn_output2.bias": np.float32([1, 2])}, "__author__": "Detectron2 Model Zoo"},
@@ -27,6 +28,24 @@ def test_the_source_is_not_written_over(tmp_path):
     with pytest.raises(ValueError, match="model.pth is the source itself"):
         convert(str(path), path)
     assert torch.load(path)["iteration"] == 3
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_cannot_be_written_leaves_what_was_there(suffix, tmp_path, monkeypatch):
+    source, destination = tmp_path / "source.pth", tmp_path / f"out{suffix}"
+    torch.save({"model": {"w": torch.ones(2)}}, source)
+    destination.write_bytes(b"as it was")
+
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(CheckpointError, match=f"out{suffix} cannot be written .no space left"):
+        convert(str(source), destination)
+    assert destination.read_bytes() == b"as it was"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"out{suffix}", "source.pth"]
 
 
 @pytest.fixture(params=SOURCES)

@@ -236,7 +236,12 @@ def test_another_plan_is_refused(reproduce, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["2f"], "2a, 2b, 2c, 2d, 2e, 3, 4, 5, 6"), (["2c", "--data", "shape"], "nuclei, shapes, shapes_keypoints")],
+    [
+        (["2f"], "2a, 2b, 2c, 2d, 2e, 3, 4, 5, 6"),
+        (["2c", "--data", "shape"], "nuclei, shapes, shapes_keypoints"),
+        (["2c", "--seeds", "0"], "--seeds must be 1 or more"),
+        (["2c", "--budget", "nan"], "--budget some minutes"),
+    ],
 )
 def test_what_there_is_not(reproduce, arguments, named):
     done = reproduce(*arguments, check=False)

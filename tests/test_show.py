@@ -138,6 +138,16 @@ def test_a_folder_that_is_no_run_says_so(run, monkeypatch, name):
         shown(monkeypatch, output)
 
 
+def test_what_cannot_be_shown(run, monkeypatch):
+    output = run([result()])
+    (output / "show" / "predictions.png").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="predictions.png cannot be written"):
+        shown(monkeypatch, output)
+    (output / "config.yaml").write_text(yaml.safe_dump({"VERSION": 2, "DATASETS": {"TRAIN": [], "TEST": []}}))
+    with pytest.raises(SystemExit, match="has no DATASETS.TEST"):
+        shown(monkeypatch, output)
+
+
 def test_what_a_killed_run_left_half_written(run, monkeypatch, capsys):
     """Lines of metrics.json, also one to which a resumed run has added its own, are left out; results are needed."""
     output = run([], metrics=[{"iteration": 19, "bbox/AP": 11.0}])

@@ -77,3 +77,13 @@ def test_command_line(root, tmp_path):
     rows = new["roi_heads.mask_head.predictor.weight"]
     old_rows = old["roi_heads.mask_head.predictor.weight"]
     assert len(rows) == 8 and torch.equal(rows[[0, 2, 3, 4, 5, 6, 7]], old_rows[[0, 2, 7, 5, 6, 3, 1]])
+
+
+def test_the_source_is_not_written_over(root, tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"model": layers(80), "iteration": 3}, path)
+    command = [sys.executable, "-m", "projects_maskrcnn.transfer_classes", path, path]
+    command += ["--source", "coco_2017_train", "--target", "cityscapes_fine_instance_seg_train"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 1 and "model.pth is the source itself" in result.stderr
+    assert torch.load(path)["iteration"] == 3

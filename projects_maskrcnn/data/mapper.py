@@ -10,6 +10,12 @@ logger = logging.getLogger(__name__)
 MAX_DAMAGED = 100
 """Different samples that may fail in one process; more of them are no accident."""
 
+MAX_AT_FIRST = 10
+"""The same before any that does not."""
+
+BLACK = 64
+"""Sides of the image in place of a damaged one, in pixels: its true size may be what is wrong."""
+
 
 class RobustMapper:
     """Maps a sample as `mapper` does, and goes on where that fails, with an error in the log that names the sample.
@@ -26,21 +32,22 @@ class RobustMapper:
         self.mapper = mapper
         self.is_train = is_train
         self.damaged: set[str] = set()
+        self.limit = MAX_AT_FIRST
 
     def __call__(self, dataset_dict: dict) -> dict | None:
         """The model's input, or None in training for a damaged sample.
 
         Raises:
-            RuntimeError: more than `MAX_DAMAGED` samples are damaged.
+            RuntimeError: more than `MAX_DAMAGED` samples are damaged, or the first `MAX_AT_FIRST` and no other yet.
         """
         try:
-            return self.mapper(dataset_dict)
+            mapped = self.mapper(dataset_dict)
         except Exception as error:
             self._report(dataset_dict, error)
-        if self.is_train:
-            return None
-        height, width = dataset_dict["height"], dataset_dict["width"]
-        return {**dataset_dict, "image": torch.zeros(3, height, width, dtype=torch.uint8)}
+        else:
+            self.limit = MAX_DAMAGED
+            return mapped
+        return None if self.is_train else {**dataset_dict, "image": torch.zeros(3, BLACK, BLACK, dtype=torch.uint8)}
 
     def _report(self, dataset_dict: dict, error: Exception) -> None:
         name = str(dataset_dict.get("file_name", dataset_dict.get("image_id")))
@@ -55,8 +62,8 @@ class RobustMapper:
                 error,
                 consequence,
             )
-        if len(self.damaged) > MAX_DAMAGED:
+        if len(self.damaged) > self.limit:
             raise RuntimeError(
-                f"more than {MAX_DAMAGED} samples cannot be used, the last one {name}: "
+                f"more than {self.limit} samples cannot be used, the last one {name}: "
                 f"{type(error).__name__}: {error}. See the log for the others"
             ) from error

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from numbers import Real
 
 from tabulate import tabulate
 
@@ -26,6 +27,18 @@ def reference_table(references: Sequence[tuple[str, str, float]], results: dict[
         row = [metric, None if measured is None else f"{measured:.1f}"]
         rows.append(row + [figures.get((metric, source)) for source in sources])
     return tabulate(rows, ["", "measured", *sources], tablefmt="pipe", missingval="-", floatfmt=".1f")
+
+
+def check_figures(cfg: CfgNode) -> None:
+    """Raise a ValueError where `TEST.REFERENCE` or `TEST.EXPECTED_RESULTS` are not what is read after an evaluation."""
+    for key, kinds, form in (
+        ("REFERENCE", (str, str, Real), '[source, "task/metric", figure]'),
+        ("EXPECTED_RESULTS", (str, str, Real, Real), "[task, metric, figure, tolerance]"),
+    ):
+        for entry in cfg.TEST[key]:
+            fits = isinstance(entry, list | tuple) and len(entry) == len(kinds)
+            if not fits or not all(map(isinstance, entry, kinds)):
+                raise ValueError(f"TEST.{key}: {entry!r} is not {form}")
 
 
 def log_reference_figures(cfg: CfgNode, results: dict[str, dict[str, float]]) -> None:

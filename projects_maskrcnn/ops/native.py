@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.library import Library, get_ctx, register_autograd, register_fake
 
 from . import reference
@@ -153,7 +153,8 @@ class _Pooling(Function):
 
 def _pool(name: str, features: list[Tensor], *arguments: Any) -> Any:
     """What PyTorch calls for an operator where a gradient may be wanted."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in features):
+    forward_mode = forward_ad._current_level >= 0  # which `_Pooling` has not, so that PyTorch refuses
+    if forward_mode or (torch.is_grad_enabled() and any(x.requires_grad for x in features)):
         return _Pooling.apply(name, arguments, *features)
     return _below_autograd(getattr(torch.ops.maskrcnn, name).default, features, *arguments)
 

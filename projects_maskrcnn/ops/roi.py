@@ -161,7 +161,8 @@ def _pool(
                 raise ValueError(f"boxes of an image must have shape (R, 4) of x0, y0, x1, y1; got {tuple(b.shape)}")
         rois = torch.cat(list(boxes)) if boxes else maps[0].new_zeros(0, 4)
         counts = [len(b) for b in boxes]
-    check_one_device(features=maps[0], boxes=rois)
+    for x in maps:
+        check_one_device(features=x, boxes=rois)
     dtypes = {x.dtype for x in maps}
     if len(dtypes) > 1:  # under autocast
         dtype = functools.reduce(torch.promote_types, dtypes)

@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import logging
+import math
 import shlex
 import subprocess
 import sys
@@ -160,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.table not in CLAIMS:
         parser.error(f"there is no table {args.table} at small scale; there are {', '.join(CLAIMS)}")
+    if args.seeds < 1 or not 0 < args.budget < math.inf:
+        parser.error("--seeds must be 1 or more, and --budget some minutes")
     if not (ROOT / "configs/paper").is_dir():
         parser.error(f"there are no configs in {ROOT}: run it from a clone of the repository")
     data = args.data or default_data(args.table)

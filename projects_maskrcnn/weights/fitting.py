@@ -38,10 +38,15 @@ def load_for(model: nn.Module, path: str) -> dict[str, Any]:
     content = read_weights(path)
     found = content["model"]
     content["model"] = fit(found, model, by_ending=bool(content.pop("matching_heuristics", False)))
-    if not content["model"].keys() & model.state_dict().keys():
+    state = model.state_dict()
+    if not content["model"].keys() & state.keys():
         raise CheckpointError(
             f"{path} holds the weights of another model: none of its tensors ({', '.join(list(found)[:3])} ...) "
-            f"has a name of this model's ({', '.join(list(model.state_dict())[:3])} ...). {REMEDY}"
+            f"has a name of this model's ({', '.join(list(state)[:3])} ...). {REMEDY}"
+        )
+    if not any(name in state and value.shape == state[name].shape for name, value in content["model"].items()):
+        raise CheckpointError(
+            f"{path} holds the weights of another model: none has the shape that it has here. {REMEDY}"
         )
     logger.info("%s: %s", basename(path), _summary(content["model"], model))
     return content

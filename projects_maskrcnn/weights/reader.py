@@ -67,6 +67,8 @@ def read_weights(path: str) -> dict[str, Any]:
     found = content["model"] if isinstance(content, dict) else content
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor | np.ndarray) for v in found.values()):
         raise CheckpointError(f"{path} holds no weights, but {_describe_value(found)}. {REMEDY}")
+    if not all(isinstance(name, str) for name in found):
+        raise CheckpointError(f"{path} holds tensors without names. {REMEDY}")
     for name, value in found.items():  # in place: a state_dict carries the versions of its modules
         if isinstance(value, np.ndarray):
             found[name] = _tensor(path, name, value)

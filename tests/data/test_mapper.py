@@ -35,16 +35,27 @@ def test_in_training_a_damaged_sample_is_left_out_and_named_once(caplog):
 def test_in_testing_it_is_black_and_keeps_its_place():
     result = RobustMapper(broken, is_train=False)(RECORD)
     assert result["image_id"] == 7
-    assert result["image"].shape == (3, 4, 6) and not result["image"].any()
+    assert (result["height"], result["width"]) == (4, 6)
+    assert result["image"].dim() == 3 and not result["image"].any()
 
 
-def test_many_damaged_samples_are_no_accident(monkeypatch):
-    monkeypatch.setattr(mapper, "MAX_DAMAGED", 2)
-    robust = RobustMapper(broken, is_train=True)
-    robust(RECORD)
-    robust({**RECORD, "file_name": "b.png"})
-    with pytest.raises(RuntimeError, match="more than 2 samples.*c.png.*cannot decode"):
-        robust({**RECORD, "file_name": "c.png"})
+def test_an_absurd_size_takes_no_memory():
+    result = RobustMapper(broken, is_train=False)({**RECORD, "height": 10**9, "width": 10**9})
+    assert result["image"].numel() < 10**6
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize(("sound", "limit"), [(0, 1), (1, 3)])
+def test_many_damaged_samples_are_no_accident(sound, limit, is_train, monkeypatch):
+    monkeypatch.setattr(mapper, "MAX_DAMAGED", 3)
+    monkeypatch.setattr(mapper, "MAX_AT_FIRST", 1)
+    robust = RobustMapper(lambda record: (whole if record["file_name"] == "sound.png" else broken)(record), is_train)
+    for _ in range(sound):
+        robust({**RECORD, "file_name": "sound.png"})
+    for number in range(limit):
+        robust({**RECORD, "file_name": f"{number}.png"})
+    with pytest.raises(RuntimeError, match=f"more than {limit} samples.*last.png.*cannot decode"):
+        robust({**RECORD, "file_name": "last.png"})
 
 
 def test_it_travels_to_workers():

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.library import opcheck
 
 from projects_maskrcnn import ops
@@ -257,10 +258,20 @@ def test_a_library_that_does_not_load_is_an_error(monkeypatch, tmp_path):
         native_module._load()
 
 
+def test_forward_mode_is_refused(native):
+    boxes = [torch.tensor([[0.0, 0.0, 8.0, 8.0]])]
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(lambda x: ops.roi_align(x, boxes, 2), (torch.ones(1, 2, 9, 9),), (torch.ones(1, 2, 9, 9),))
+    with forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError)):
+        ops.roi_align(forward_ad.make_dual(torch.ones(1, 2, 9, 9), torch.ones(1, 2, 9, 9)), boxes, 2)
+
+
 def test_tensors_on_several_devices_are_refused():
     x, boxes = torch.ones(1, 2, 4, 4), torch.tensor([[0.0, 0.0, 2.0, 2.0]])
     with pytest.raises(ValueError, match="one device; got features on cpu, boxes on meta"):
         ops.roi_align(x, [boxes.to("meta")], 2)
+    with pytest.raises(ValueError, match="one device; got features on meta, boxes on cpu"):
+        ops.roi_align([x, x.to("meta")], [boxes], 2, [1, 0.5])
     with pytest.raises(ValueError, match="one device; got masks on cpu, boxes on meta"):
         ops.paste_masks(x[:, 0], boxes.to("meta"), (4, 4))
 

@@ -12,7 +12,7 @@ from torch import nn
 from projects_maskrcnn import add_maskrcnn_config
 from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from projects_maskrcnn.framework import FRAMEWORK, build_model, get_cfg
-from projects_maskrcnn.weights import CheckpointError, fit
+from projects_maskrcnn.weights import CheckpointError, fit, load_for
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -190,3 +190,10 @@ def test_caffe2_weights_load_as_in_detectron2(body, roles, tmp_path):
     expected, found = (model.state_dict() for model in models)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert sum(not torch.equal(found[name], value) for name, value in before.items()) > 200
+
+
+def test_weights_of_other_shapes_alone_are_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"weight": torch.ones(1), "bias": torch.ones(7)}, path)
+    with pytest.raises(CheckpointError, match="other.pth holds the weights of another model: none has the shape"):
+        load_for(nn.Linear(2, 3), str(path))

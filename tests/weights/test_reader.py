@@ -123,3 +123,10 @@ def test_local_files(tmp_path):
     with pytest.raises(CheckpointError, match="is a folder"):
         local_file(tmp_path, Manager())
     assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_tensors_without_names_are_refused(tmp_path):
+    path = tmp_path / "numbered.pth"
+    torch.save({0: torch.ones(2), 1: torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="numbered.pth holds tensors without names"):
+        read_weights(str(path))

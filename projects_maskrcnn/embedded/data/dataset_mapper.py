@@ -138,6 +138,14 @@ class DatasetMapper:
             instances = utils.annotations_to_instances(transformed, image_shape, mask_format=self.instance_mask_format)
         except ValueError as error:
             raise ValueError(f"Image {dataset_dict['file_name']}: {error}") from error
+        for field, wanted, key in (
+            ("gt_masks", self.use_instance_mask, "MODEL.MASK_ON"),
+            ("gt_keypoints", self.use_keypoint, "MODEL.KEYPOINT_ON"),
+        ):
+            if wanted and transformed and not instances.has(field):
+                raise ValueError(
+                    f"Image {dataset_dict['file_name']}: {key} is on, and no annotation has {field.removeprefix('gt_')}"
+                )
         if self.recompute_boxes and instances.has("gt_masks"):
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         dataset_dict["instances"] = utils.filter_empty_instances(instances)

@@ -160,9 +160,9 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
             broken = [name for name, value in state.items() if not value.isfinite().all()]
             if broken:
                 raise FloatingPointError(
-                    f"{broken[0]} is infinite or NaN after iteration {iteration}, which is not written: lower "
-                    "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True; "
-                    "--resume goes on from the last checkpoint"
+                    f"{broken[0]} is infinite or NaN after iteration {iteration}, which is not written. Set "
+                    "SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, which keeps the learning "
+                    "rate; or start anew with a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS"
                 )
         self.step(iteration)
 

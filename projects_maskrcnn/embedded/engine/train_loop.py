@@ -228,9 +228,9 @@ class SimpleTrainer(TrainerBase):
         if not np.isfinite(total):
             values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration {cur_iter}: {values}. Lower SOLVER.BASE_LR, lengthen "
-                "SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True; --resume goes on from the last "
-                "checkpoint"
+                f"Loss became infinite or NaN at iteration {cur_iter}: {values}. Set "
+                "SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, which keeps the learning rate; "
+                "or start anew with a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS"
             )
         storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
         if len(metrics) > 1:

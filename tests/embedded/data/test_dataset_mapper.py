@@ -219,3 +219,19 @@ def test_real_masks_agree_with_pycocotools(shared):
         masks = mapper(record)["instances"].gt_masks.tensor.numpy()
         expected = [mask_util.decode(a["segmentation"])[:, ::-1] for a in record["annotations"]]
         np.testing.assert_array_equal(masks, np.stack(expected))
+
+
+@pytest.mark.parametrize(("key", "field"), [("MASK_ON", "segmentation"), ("KEYPOINT_ON", "keypoints")])
+def test_an_image_without_what_the_model_learns_is_named(record, key, field):
+    for anno in record["annotations"]:
+        anno.pop(field, None)
+    mapper = DatasetMapper(
+        True,
+        augmentations=[],
+        image_format="RGB",
+        use_instance_mask=key == "MASK_ON",
+        instance_mask_format="bitmask",
+        use_keypoint=key == "KEYPOINT_ON",
+    )
+    with pytest.raises(ValueError, match=f"x.png: MODEL.{key} is on, and no annotation has"):
+        mapper(record)

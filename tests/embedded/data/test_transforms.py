@@ -27,6 +27,7 @@ def test_resize_shortest_edge_sizes_equal_detectron2(shared):
         ((200, 1000), 800, 1333, (267, 1333)),  # the longer side decides: 200 * 1.333 = 266.6
         ((3, 2), 5, 100, (8, 5)),  # 7.5 rounds up
         ((10, 10), 7, 5, (5, 5)),
+        ((1, 20000), 800, 1333, (1, 1333)),  # less than half a pixel would be none
     ],
 )
 def test_resize_shortest_edge_sizes_by_hand(size, edge, limit, expected):

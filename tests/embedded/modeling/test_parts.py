@@ -10,6 +10,7 @@ from projects_maskrcnn.embedded.layers import FrozenBatchNorm2d, cross_entropy, 
 from projects_maskrcnn.embedded.modeling.anchor_generator import DefaultAnchorGenerator
 from projects_maskrcnn.embedded.modeling.box_regression import Box2BoxTransform
 from projects_maskrcnn.embedded.modeling.matcher import Matcher
+from projects_maskrcnn.embedded.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from projects_maskrcnn.embedded.modeling.sampling import subsample_labels
 from projects_maskrcnn.embedded.structures import Boxes, pairwise_iou
 
@@ -129,3 +130,11 @@ def test_matches_equal_detectron2s(units, kind, matcher):
     matches, labels = matcher(pairwise_iou(Boxes(units["in_match_gt"]), Boxes(units["in_match_boxes"])))
     assert torch.equal(matches, units[f"out_match_{kind}_idx"])
     assert torch.equal(labels, units[f"out_match_{kind}_label"])
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_no_proposals_or_none_that_is_finite_give_no_detections(num_classes):
+    for boxes in torch.zeros(0, 4 * num_classes), torch.full((2, 4 * num_classes), torch.nan):
+        scores = torch.full((len(boxes), num_classes + 1), 0.5)
+        (found,), (rows,) = fast_rcnn_inference([boxes], [scores], [(8, 8)], 0.1, 0.5, 10)
+        assert len(found) == len(rows) == 0 and found.pred_boxes.tensor.shape == (0, 4)

@@ -143,7 +143,7 @@ class ResizeShortestEdge(Augmentation):
         if max(newh, neww) > max_size:
             scale = max_size / max(newh, neww)
             newh, neww = newh * scale, neww * scale
-        return int(newh + 0.5), int(neww + 0.5)
+        return max(1, int(newh + 0.5)), max(1, int(neww + 0.5))
 
 
 class ResizeScale(Augmentation):

@@ -45,8 +45,9 @@ def find_top_rpn_proposals(
     finite = candidates.isfinite().all(-1) & scores.isfinite()
     if training and not finite.all():
         raise FloatingPointError(
-            "Predicted boxes or scores contain Inf/NaN. Training has diverged: lower SOLVER.BASE_LR, lengthen "
-            "SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True; --resume goes on from the last checkpoint"
+            "Predicted boxes or scores contain Inf/NaN. Training has diverged: set "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, which keeps the learning rate; or "
+            "start anew with a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS"
         )
 
     results = []

@@ -50,7 +50,7 @@ def fast_rcnn_inference_single_image(
     boxes, scores = boxes[finite], scores[finite, :-1]
     clipped = Boxes(boxes.reshape(-1, 4))
     clipped.clip(image_shape)
-    boxes = clipped.tensor.view(len(boxes), -1, 4)
+    boxes = clipped.tensor.view(len(boxes), boxes.shape[1] // 4, 4)
     row, category = (scores > score_thresh).nonzero(as_tuple=True)
     boxes = boxes[row, category if boxes.shape[1] > 1 else 0]
     scores = scores[row, category]
@@ -192,7 +192,7 @@ class FastRCNNOutputLayers(nn.Module):
             gt_classes: (R,), K for background.
         """
         foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
-        deltas = pred_deltas.view(len(pred_deltas), -1, 4)[foreground]
+        deltas = pred_deltas.view(len(pred_deltas), pred_deltas.shape[1] // 4, 4)[foreground]
         if deltas.shape[1] > 1:
             deltas = deltas[torch.arange(len(foreground)), gt_classes[foreground]]
         loss = _dense_box_regression_loss(
