@@ -10,6 +10,7 @@ from projects_maskrcnn.coco_check import (
     CocoFormatError,
     boxes_without_area,
     check_coco,
+    decompressed,
 )
 
 
@@ -52,6 +53,25 @@ def test_valid_files(coco):
     assert boxes_without_area(coco) == []
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_counts_as_pycocotools_compresses_them(first):
+    pixels = np.random.default_rng(0).random((40, 50)) < 0.1
+    pixels[:, 20:30], pixels[0, 0] = True, first  # a long run, and two beginnings
+    column_wise = np.concatenate([[False], pixels.T.reshape(-1)])
+    edges = np.flatnonzero(np.diff(column_wise))
+    expected = np.diff(np.concatenate([[0], edges, [pixels.size]])).tolist()
+    counts = mask_util.encode(np.asfortranarray(pixels, np.uint8))["counts"].decode()
+    assert decompressed(counts) == expected and (expected[0] == 0) == first
+
+
+@pytest.mark.parametrize(
+    "field, value", [("area", 0), ("bbox", [99_999, 99_999, 0, 0]), ("segmentation", [[50_000, 2, 99_999, 2, 4, 6]])]
+)
+def test_what_is_unusual_but_valid(coco, field, value):
+    coco["annotations"][0][field] = value
+    check_coco(coco, "x.json")
+
+
 @pytest.mark.parametrize(
     "where, field, value, message",
     [
@@ -71,6 +91,7 @@ def test_valid_files(coco):
         (0, "bbox", [1, 2, float("nan"), 4], "annotation 1: bbox"),
         (0, "bbox", [1, float("inf"), 3, 4], "annotation 1: bbox"),
         (0, "bbox", 5, "annotation 1: bbox"),
+        (0, "bbox", [-100_000, 0, 1, 1], "annotation 1: bbox"),
         (0, "bbox", 0, "annotation 1: bbox"),
         (0, "bbox", [0, 0, 10**400, 1], "annotation 1: bbox"),
         (0, "area", float("nan"), "annotation 1: 'area' is nan, not the area"),

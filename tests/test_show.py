@@ -58,8 +58,19 @@ def test_predictions_of_enough_score_stand_beside_the_truth(run, monkeypatch):
     output = run([result()])
     truth, prediction = shown(monkeypatch, output)
     assert truth.any() and prediction.any()
+    _, prediction = shown(monkeypatch, output, "--min-score", "0.8")  # the lowest that is drawn
+    assert prediction.any()
     truth, prediction = shown(monkeypatch, output, "--min-score", "0.9")
     assert truth.any() and not prediction.any()
+
+
+def test_colours_are_those_of_the_image(run, monkeypatch, tmp_path):
+    output = run([], num_images=1)
+    bgr = [30, 120, 240]
+    cv2.imwrite(str(tmp_path / "0.png"), np.full((SIZE, SIZE, 3), bgr, np.uint8))
+    truth, prediction = shown(monkeypatch, output)
+    for panel in (truth, prediction):
+        assert np.abs(panel[5, 5].astype(int) - bgr).max() <= 3
 
 
 def test_masks_are_drawn_where_they_are(run, monkeypatch):

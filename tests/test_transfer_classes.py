@@ -11,6 +11,10 @@ from projects_maskrcnn.transfer_classes import transfer_classes
 SOURCE, TARGET = ["person", "car", "sofa"], ["rider", "couch", "person"]
 
 
+ROWS = {"box_predictor.cls_score": 3, "box_predictor.bbox_pred": 8, "mask_head.predictor": 2}
+"""Of the layers of a model of two classes."""
+
+
 def layers(num_classes, agnostic=False):
     boxes, masks = (1, 1) if agnostic else (num_classes, num_classes)
     return {
@@ -41,6 +45,32 @@ def test_classes_of_the_same_name_keep_their_rows():
     assert 0 < new["roi_heads.box_predictor.cls_score.weight"][0].abs().max() < 0.05
     assert new["roi_heads.box_predictor.cls_score.bias"][0] == 0
     assert not new["roi_heads.box_predictor.bbox_pred.bias"][:4].any()
+
+
+def test_names_of_voc_are_those_of_coco_either_way():
+    old = layers(2)
+    for source, target in ((["couch", "tv"], ["tvmonitor", "sofa"]), (["sofa", "tvmonitor"], ["tv", "couch"])):
+        new = transfer_classes(old, source, target)
+        name = "roi_heads.mask_head.predictor.bias"
+        assert torch.equal(new[name], old[name].flip(0))
+
+
+def test_weights_of_a_single_class():
+    old = layers(1)
+    new = transfer_classes(old, ["nucleus"], ["cell", "nucleus"])
+    name = "roi_heads.box_predictor.bbox_pred.weight"
+    assert new[name].shape == (8, 5) and torch.equal(new[name][4:], old[name])
+
+
+def test_new_classes_start_as_those_of_a_new_model():
+    torch.manual_seed(0)
+    old = {f"roi_heads.{layer}.weight": torch.ones(rows, 2000) for layer, rows in ROWS.items()}
+    new = transfer_classes(old, ["a", "b"], ["b", "c"])
+    for layer, deviation in (("cls_score", 0.01), ("bbox_pred", 0.001)):  # Fast R-CNN, section 2.3
+        value = new[f"roi_heads.box_predictor.{layer}.weight"]
+        unknown = value[1] if layer == "cls_score" else value[4:]
+        assert unknown.std().item() == pytest.approx(deviation, rel=0.1)
+    assert new["roi_heads.mask_head.predictor.weight"][1].std().item() == pytest.approx(0.001, rel=0.1)
 
 
 def test_class_agnostic_layers_stay():

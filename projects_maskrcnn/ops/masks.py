@@ -30,7 +30,12 @@ def masks_to_rle(
 
     Returns:
         for each mask what pycocotools' `encode` gives: ``size`` [height, width] and ``counts`` as bytes.
+
+    Raises:
+        ValueError, RuntimeError: the threshold is negative or NaN, or shapes or devices do not fit.
     """
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}: 0 or more is needed to tell an object from the rest")
     masks, boxes = masks.detach().cpu(), boxes.detach().cpu()
     text, offsets = operators(masks.device).masks_to_rle(masks, boxes, *image_size, threshold)
     text, offsets = text.numpy().tobytes(), offsets.tolist()

@@ -103,7 +103,9 @@ def roi_pool(
     canonical_box_size: float = 224,
     canonical_level: int = 4,
 ) -> Tensor:
-    """The greatest feature in each bin, where boxes and bins are rounded outwards to whole cells (Fast R-CNN).
+    """The greatest feature in each bin, of boxes whose corners are rounded to the nearest cells (Fast R-CNN).
+
+    Both these cells belong to the box, and bins are rounded outwards.
 
     Numerically torchvision's `roi_pool`. Arguments and output are those of `roi_align`.
     """

@@ -44,6 +44,20 @@ def test_box_head_with_convs_alone():
         MaskRCNNBoxHead(ShapeSpec(channels=3, height=4, width=6), conv_dims=[], fc_dims=[])
 
 
+def test_heads_start_as_detectron2s():
+    box = MaskRCNNBoxHead(ShapeSpec(channels=64, height=7, width=7), conv_dims=[64], fc_dims=[64])
+    mask = MaskRCNNMaskHead(ShapeSpec(channels=64), num_classes=80, conv_dims=[64, 64])
+    deviations = {
+        box.conv1: math.sqrt(2 / (9 * 64)),  # He et al., 2015, by what goes out
+        mask.mask_fcn1: math.sqrt(2 / (9 * 64)),
+        box.fc1: math.sqrt(1 / (64 * 7 * 7)),  # Caffe2's "Xavier", by what comes in
+        mask.predictor: 0.001,
+    }
+    for layer, deviation in deviations.items():
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.05)
+        assert not layer.bias.any()
+
+
 @pytest.mark.parametrize("num_convs", [0, 2])
 def test_mask_head(num_convs):
     head = MaskRCNNMaskHead(POOLED, num_classes=3, conv_dims=[6] * num_convs + [4]).eval()

@@ -92,6 +92,15 @@ def test_inference_on_detections_and_on_given_boxes(kind, config, random_image):
         assert p["instances"].pred_masks.shape[1:] == (image["height"], image["width"])
 
 
+@pytest.mark.parametrize(("resolution", "stride", "side"), [(7, 1, 7), (14, 2, 7), (7, 2, 4)])
+def test_the_masks_of_c4_are_twice_what_res5_gives(resolution, stride, side, config, random_image):
+    options = ("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", resolution, "MODEL.ROI_BOX_HEAD.RES5_STRIDE", stride)
+    model = build_model(config("c4", *options, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNMLPMaskHead")).eval()
+    with torch.no_grad():
+        (found,) = model.inference([random_image()], do_postprocess=False)
+    assert found.pred_masks.shape[1:] == (1, 2 * side, 2 * side)
+
+
 def test_no_detections(config, random_image):
     model = build_model(config("fpn", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.1, "MODEL.KEYPOINT_ON", True)).eval()
     with torch.no_grad():

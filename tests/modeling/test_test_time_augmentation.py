@@ -1,11 +1,14 @@
 """Test-time augmentation, of a model whose answers are known."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from projects_maskrcnn.framework import FRAMEWORK, Boxes, Instances, MetadataCatalog, build_model
 from projects_maskrcnn.modeling import GeneralizedRCNNWithTTA
+from projects_maskrcnn.modeling.test_time_augmentation import View
 
 HEIGHT, WIDTH = 40, 60
 # a bright object of rows 8 to 19 and columns 12 to 29, whose left half has the first keypoint
@@ -79,6 +82,46 @@ def test_views(augmented):
     model = Oracle()
     augmented(model, MIN_SIZES=(40,), FLIP=False)([scene()])
     assert model.sizes == [(40, 60)]
+
+
+@pytest.mark.parametrize("size", [(10, 17), (100, 90)])
+def test_a_view_is_resized_as_the_test_images_are(size):
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    for flip in (False, True):
+        view = View(*size, flip).of_image(torch.from_numpy(image.transpose(2, 0, 1).copy())).numpy()
+        assert np.abs(view - expected[:, :, :: -1 if flip else 1]).max() < 1.5  # Pillow rounds each of two passes
+
+
+@pytest.mark.parametrize("limit", [2, 3, 10])
+def test_detections_are_merged_within_classes_and_limited(config, limit):
+    def found(*rows):
+        return Instances(
+            (HEIGHT, WIDTH), scores=torch.tensor([r[0] for r in rows]), pred_classes=torch.tensor([r[1] for r in rows])
+        )
+
+    cfg = config("fpn", "TEST.DETECTIONS_PER_IMAGE", limit)
+    views = [found((0.7, 0), (0.8, 1)), found((0.9, 0), (0.6, 0))]
+    boxes = [torch.tensor([[0, 0, 10, 10], [0, 0, 10, 10.0]]), torch.tensor([[0, 0, 10, 9], [30, 0, 40, 10.0]])]
+    merged = GeneralizedRCNNWithTTA(cfg, Oracle())._merge(boxes, views, (HEIGHT, WIDTH))
+    expected = [(0.9, 0), (0.8, 1), (0.6, 0)][:limit]  # the 0.7 is the 0.9 again, the 0.8 of another class
+    assert merged.scores.tolist() == pytest.approx([score for score, _ in expected])
+    assert merged.pred_classes.tolist() == [category for _, category in expected]
+
+
+@pytest.mark.parametrize(("values", "is_object"), [((0.3, 0.6), False), ((0.3, 0.8), True)])
+def test_masks_are_means_over_views(augmented, values, is_object):
+    class Unsure(Oracle):
+        left = list(values)
+
+        def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
+            (result,) = super().inference(batched_inputs, detected_instances, do_postprocess)
+            if detected_instances is not None:
+                result.pred_masks = torch.full((1, 1, 8, 8), self.left.pop())
+            return [result]
+
+    (output,) = augmented(Unsure(), MIN_SIZES=(40,), FLIP=True)([scene()])
+    assert output["instances"].pred_masks.any().item() == is_object
 
 
 def test_what_all_views_agree_on_comes_out(augmented):

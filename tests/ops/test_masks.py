@@ -255,3 +255,9 @@ def test_encoding_refuses_what_has_none(native):
         native.masks_to_rle(torch.zeros(1, 3, 3), torch.zeros(1, 4), 5, 5, -1.0)
     with pytest.raises(RuntimeError, match=r"less than 2 \*\* 32 pixels"):
         native.masks_to_rle(torch.zeros(1, 3, 3), torch.zeros(1, 4), 2**16, 2**16, 0.5)
+
+
+@pytest.mark.parametrize("threshold", [-0.5, float("nan")])
+def test_an_encoding_needs_a_decision(implementation, threshold):
+    with pytest.raises(ValueError, match="threshold is "):
+        masks_to_rle(torch.ones(1, 4, 4), torch.tensor([[0.0, 0, 8, 8]]), (9, 9), threshold)

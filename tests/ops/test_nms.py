@@ -163,6 +163,16 @@ def test_areas_that_underflow_or_overflow(native, scale, threshold):
     assert torch.equal(native.nms(boxes, scores, None, threshold), reference.nms(boxes, scores, None, threshold))
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
+def test_tiny_boxes_whose_areas_are_a_few_roundings(native, threshold):
+    """An area of 1e-44 is seven times the least number, and an IoU of such areas need not be near the true one."""
+    generator = torch.Generator().manual_seed(0)
+    corner, size = (8 * torch.rand(3000, 2, generator=generator) for _ in range(2))
+    boxes = torch.cat([corner, corner + size], 1) * 3e-23
+    scores = torch.rand(3000, generator=generator)
+    assert torch.equal(native.nms(boxes, scores, None, threshold), reference.nms(boxes, scores, None, threshold))
+
+
 def test_a_far_box_does_not_matter(native):
     boxes, scores, _ = proposals(1000, seed=2)
     expected = native.nms(boxes, scores, None, 0.5)

@@ -44,6 +44,14 @@ def test_opcheck_of_roi_layers(native, name, channels_last, rounding):
         opcheck(getattr(native, name).default, arguments(features, rounding))
 
 
+@pytest.mark.parametrize("name", ["roi_average", "roi_max"])
+def test_opcheck_of_maps_of_a_cell(native, name):
+    """Such a map is NCHW and channels_last at once."""
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0.25, 0, 0.5, 1]])
+    features = [torch.randn(1, 6, 1, 1)]
+    opcheck(getattr(native, name).default, (features, boxes, [2], [1.0], 3, 2, 0, True, 0, 224.0, 4))
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_opcheck_of_gradients(native, channels_last):
     features, boxes, counts, scales, *_, aligned, rounding, size, level = arguments(pyramid())

@@ -49,6 +49,15 @@ def test_values_and_gradient(x, by_samples, output_size, sampling_ratio, aligned
     torch.testing.assert_close(inputs.grad.double(), reference_inputs.grad, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["average", "max"])
+def test_boxes_get_no_gradient(x, mode):
+    boxes = torch.tensor([[0, 3.3, 4.7, 60.2, 50.9]], requires_grad=True)
+    assert not roi_align(x, boxes, 7, 0.25, mode=mode).requires_grad
+    features = x.clone().requires_grad_()
+    roi_align(features, boxes, 7, 0.25, mode=mode).sum().backward()
+    assert features.grad.any() and boxes.grad is None
+
+
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
 def test_on_a_slope_a_bin_has_the_height_of_its_centre(sampling_ratio):
     slope = torch.arange(25.0).view(1, 1, 5, 5)  # 5 y + x at cell (y, x), whose centre is at (y + 0.5, x + 0.5)
@@ -105,6 +114,20 @@ def test_the_layout_of_the_input_does_not_matter(x):
         torch.testing.assert_close(roi_align(same, AWKWARD, 7, 0.25), expected, rtol=0, atol=1e-6)
     expanded = x[:1].expand(2, -1, -1, -1)
     assert torch.equal(roi_align(expanded, AWKWARD, 7, 0.25), roi_align(expanded.clone(), AWKWARD, 7, 0.25))
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_feature_that_is_not_finite_spoils_its_bin_alone(bad, layout):
+    x = torch.randn(1, 16, 16, 32, generator=torch.Generator().manual_seed(3))
+    box = torch.tensor([[0.0, 0, 32, 16]])
+    expected = roi_align(x, [box], 4)
+    x[0, :, 5, 20] = bad  # in the second row and the third column of bins, of 4 x 8 cells each
+    out = roi_align(x.contiguous(memory_format=layout), [box], 4)
+    beside = torch.ones(4, 4, dtype=torch.bool)
+    beside[1, 2] = False
+    torch.testing.assert_close(out[..., beside], expected[..., beside], rtol=0, atol=1e-6)
+    assert not out[:, :, 1, 2].isfinite().any()
 
 
 def test_order_of_rois_is_kept(x):
@@ -193,6 +216,15 @@ def test_a_box_is_pooled_from_the_level_of_its_size(side, level):
     box = 400 + side / 2 * torch.tensor([[-1.0, -1.0, 1.0, 1.0]])
     out = roi_align(features, [box], 1, SCALES, sampling_ratio=1)
     assert out.item() == level + 2
+
+
+@pytest.mark.parametrize("odd", [[math.nan, 0, 50, 50], [0, 0, math.inf, 50], [60, 10, 20, 50], [9, 9, 9, 9]])
+def test_odd_boxes_on_a_pyramid_give_zeros(odd):
+    features = [torch.randn(1, 2, 128 // 2**i, 128 // 2**i) for i in range(4)]
+    boxes = torch.tensor([[10, 10, 60, 70], odd, [0, 0, 400, 400.0]])
+    out = roi_align(features, [boxes], 3, SCALES)
+    assert not out[1].any()
+    assert torch.equal(out[[0, 2]], roi_align(features, [boxes[[0, 2]]], 3, SCALES))
 
 
 def test_levels_are_pooled_as_each_alone_in_box_order(by_samples):

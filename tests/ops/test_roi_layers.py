@@ -106,6 +106,15 @@ def test_a_maximum_off_the_map_is_zero_and_has_no_gradient():
     assert roi_pool(x, [half_off], 1).item() == -3  # of the cells that there are
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_greatest_with_a_nan_is_nan(dtype):
+    x = torch.zeros(1, 1, 4, 4, dtype=dtype)
+    x[0, 0, 1, 1], x[0, 0, 2, 2] = math.nan, 5
+    whole, beside = torch.tensor([[0.0, 0, 3, 3]]), torch.tensor([[2.0, 2, 3, 3]])
+    assert roi_pool(x, [whole], 1).isnan().all() and roi_pool(x, [beside], 1).item() == 5
+    assert roi_align(x, [whole + 0.5], 1, mode="max").isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layer", [roi_pool, roi_warp])
 def test_dtypes(layer, dtype):

@@ -1,9 +1,12 @@
 """Training proposals and heads in steps: which weights each step starts from, trains and leaves alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from projects_maskrcnn.framework import load_proposals_into_dataset
+from projects_maskrcnn import add_maskrcnn_config, alternating
+from projects_maskrcnn.framework import DefaultTrainer, get_cfg, load_proposals_into_dataset
 
 KEY = "MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS"
 VALUES = {"SOLVER.BASE_LR": 1e-3, "SOLVER.WARMUP_ITERS": 0, "MODEL.BACKBONE.FREEZE_AT": 0}
@@ -51,6 +54,32 @@ def test_four_steps_give_one_network(norm, config, run, weights, tmp_path):
     assert equal(final["backbone"], steps[1]["backbone"])
     assert equal(final["proposal_generator"], steps[2]["proposal_generator"])
     assert equal(final["roi_heads"], steps[3]["roi_heads"])
+
+
+def test_what_each_of_four_steps_starts_from(monkeypatch, tmp_path):
+    steps = []
+
+    def train(cfg, *_):
+        steps.append(cfg)
+        Path(cfg.OUTPUT_DIR).mkdir()
+        torch.save({"model": {}}, Path(cfg.OUTPUT_DIR) / "model_final.pth")
+
+    monkeypatch.setattr(alternating, "_train", train)
+    monkeypatch.setattr(alternating, "_train_proposals", train)
+    cfg = get_cfg()
+    add_maskrcnn_config(cfg)
+    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = str(tmp_path), "imagenet.pkl"
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("a", "b"), ("c",)
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN, cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 77, 33
+    cfg.MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS = 4
+    alternating.train_in_steps(cfg, DefaultTrainer)
+    heads = str(tmp_path / "step_2_heads/model_final.pth")
+    assert [step.MODEL.WEIGHTS for step in steps] == ["imagenet.pkl", "imagenet.pkl", heads, heads]
+    for number in (1, 3):  # the heads' steps take the proposals of the steps right before them
+        found = steps[number].DATASETS
+        folder = tmp_path / f"step_{number}_proposals"
+        assert (str(folder / "a.pkl"), str(folder / "b.pkl")) == found.PROPOSAL_FILES_TRAIN
+        assert (found.PRECOMPUTED_PROPOSAL_TOPK_TRAIN, found.PRECOMPUTED_PROPOSAL_TOPK_TEST) == (77, 33)
 
 
 def test_two_steps_give_heads_of_their_own_and_proposals_in_files(config, run, weights, tmp_path):

@@ -129,6 +129,11 @@ def test_of_two_places_the_one_of_its_shape():
         fit({"fc.bias": torch.ones(2)}, Nested(a=Nested(fc=nn.Linear(1, 2)), b=Nested(fc=nn.Linear(1, 2))))
 
 
+def test_what_fits_no_shape_is_placed_to_be_reported():
+    model = Nested(body=Nested(fc=nn.Linear(1, 3)))
+    assert set(fit({"fc.bias": torch.ones(2)}, model)) == {"body.fc.bias"}
+
+
 def test_full_names_are_not_completed():
     model = Nested(fc=nn.Linear(1, 2), more=Nested(fc=nn.Linear(1, 2)))
     weights = {"fc.bias": torch.ones(2), "other": torch.ones(1)}

@@ -28,6 +28,7 @@ FORMATS = {
     "its arrays in an OrderedDict": pickled({"model": OrderedDict(ARRAYS), "matching_heuristics": True}, 4),
     "Caffe2's detectors": pickled({"blobs": ARRAYS, "cfg": "MODEL: {}"}),
     "Caffe2's backbones": pickled(ARRAYS, 0),
+    "arrays of the other byte order": pickled({n: a.astype(a.dtype.newbyteorder()) for n, a in ARRAYS.items()}, 5),
     "Detectron2's checkpoint": saved({"model": STATE, "iteration": 3, "trainer": {"best": np.float64(0.5)}}),
     "state_dict": saved(OrderedDict(STATE)),
     "arrays by torch.save": saved({"model": ARRAYS}),

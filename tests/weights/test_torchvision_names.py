@@ -9,10 +9,73 @@ import torch
 from projects_maskrcnn import add_maskrcnn_config
 from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from projects_maskrcnn.framework import build_model, get_cfg
-from projects_maskrcnn.weights import COCO_GAPS
+from projects_maskrcnn.weights import COCO_GAPS, InputFormat, rename_known
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIDES = ((96, 128), (96, 150))  # the batch is 96 x 160: p6 has 2 x 3 cells, 48 and 53 pixels apart
+
+
+def layers_of_a_detector(trained):
+    """A few of the layers of torchvision's Mask R-CNN for COCO, drawn at random; with batch norm's counters."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "backbone.body.conv1.weight": (4, 3, 7, 7),
+        "backbone.body.layer1.0.bn1.weight": (4,),
+        "backbone.body.layer1.0.bn1.running_var": (4,),
+        "roi_heads.box_predictor.cls_score.bias": (91,),
+        "roi_heads.box_predictor.cls_score.weight": (91, 2),
+        "roi_heads.box_predictor.bbox_pred.bias": (364,),
+        "roi_heads.mask_predictor.mask_fcn_logits.bias": (91,),
+    }
+    weights = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    return weights | ({"backbone.body.layer1.0.bn1.num_batches_tracked": torch.tensor(5)} if trained else {})
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_released_norms_add_nothing_to_the_variance(trained):
+    theirs = layers_of_a_detector(trained)
+    ours, _ = rename_known(theirs)
+    difference = (
+        theirs["backbone.body.layer1.0.bn1.running_var"] - ours["backbone.bottom_up.res2.0.conv1.norm.running_var"]
+    )
+    expected = 0.0 if trained else 1e-5  # what ours adds
+    torch.testing.assert_close(difference, torch.full((4,), expected), rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("num_classes", [80, 90])
+def test_rows_of_the_classes_that_there_are(num_classes):
+    theirs = layers_of_a_detector(False)
+    ours, _ = rename_known(theirs, num_classes=num_classes)
+    unused = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # of COCO's ids from 1 to 90
+    ids = [i for i in range(1, 91) if num_classes == 90 or i not in unused]
+    assert len(ids) == num_classes
+    for part, per_class in (("cls_score", 1), ("bbox_pred", 4)):
+        found = ours[f"roi_heads.box_predictor.{part}.bias"]
+        expected = theirs[f"roi_heads.box_predictor.{part}.bias"].view(91, per_class)
+        assert torch.equal(found[: per_class * num_classes], expected[ids].flatten())
+    assert ours["roi_heads.box_predictor.cls_score.bias"][-1] == theirs["roi_heads.box_predictor.cls_score.bias"][0]
+    assert torch.equal(
+        ours["roi_heads.mask_head.predictor.bias"], theirs["roi_heads.mask_predictor.mask_fcn_logits.bias"][ids]
+    )
+
+
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_the_first_conv_sees_what_it_saw(channels):
+    theirs, generator = layers_of_a_detector(False), torch.Generator().manual_seed(1)
+    rgb = torch.rand(1, 3, 20, 20, generator=generator).double() * 255
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([2.0, 3.0, 5.0])  # of red, green, blue
+    order = ["RGB".index(channel) for channel in channels]
+    ours, _ = rename_known(theirs, InputFormat(channels, mean[order], std[order]))
+    normalised = (rgb / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
+        :, None, None
+    ]
+    given = ((rgb - mean[:, None, None]) / std[:, None, None])[:, order]
+    torch.testing.assert_close(
+        torch.nn.functional.conv2d(given, ours["backbone.bottom_up.stem.conv1.weight"].double()),
+        torch.nn.functional.conv2d(normalised, theirs["backbone.body.conv1.weight"].double()),
+        rtol=1e-5,
+        atol=1e-4,
+    )
 
 
 @pytest.fixture(scope="module")

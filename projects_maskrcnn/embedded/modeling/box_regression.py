@@ -45,7 +45,7 @@ class Box2BoxTransform:
         return torch.stack([wx * shift[:, 0], wy * shift[:, 1], ww * growth[:, 0], wh * growth[:, 1]], dim=1)
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes (N, 4) moved by deltas (N, k * 4), one box for each of k classes: (N, k * 4), float32 or wider."""
+        """Boxes (N, 4) moved by deltas (N, k * 4), one box for each of k classes: (N, k * 4), float32."""
         deltas = deltas.float()
         boxes = boxes.to(deltas.dtype)
         size = (boxes[:, 2:] - boxes[:, :2])[:, None]

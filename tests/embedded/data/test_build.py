@@ -375,6 +375,50 @@ def test_loaders_from_config_with_overrides(cfg):
     assert take(batches, 2) == [[7, 8], [9, 7]]
 
 
+def test_images_with_few_keypoints_are_left_out_where_keypoints_are_trained(cfg):
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    for r in records[:5]:
+        r["annotations"][0]["keypoints"] = [1, 1, 2] * r["image_id"] + [0, 0, 0]
+    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 3
+    own = {"mapper": lambda d: d["image_id"]}
+
+    def trained_on():
+        return {i for batch in take(build_detection_train_loader(cfg, **own), 20) for i in batch}
+
+    assert trained_on() == {0, 1, 2, 3, 4}
+    cfg.MODEL.KEYPOINT_ON = True
+    assert trained_on() == {3, 4}
+
+
+def test_repeat_factors_without_the_root(cfg):
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = "RepeatFactorTrainingSampler", 2.0
+    cfg.DATALOADER.REPEAT_SQRT = False  # every image has the one category, which is wanted twice as often
+    stream = iter(build_detection_train_loader(cfg, mapper=lambda d: d["image_id"]).batch_sampler.sampler)
+    assert sorted(take(stream, 10)) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_the_random_subset_is_the_seeds(cfg):
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.RANDOM_SUBSET_RATIO = "RandomSubsetTrainingSampler", 0.6
+    chosen = torch.randperm(5, generator=torch.Generator().manual_seed(3))[:3]  # of the images with objects
+    stream = iter(build_detection_train_loader(cfg, mapper=lambda d: d["image_id"]).batch_sampler.sampler)
+    assert sorted(take(stream, 3)) == sorted(chosen.tolist())
+
+
+def test_each_test_set_has_proposals_of_its_own(cfg, register, tmp_path):
+    files = []
+    for number, ids in enumerate((range(6), (8, 9))):
+        boxes = [np.array([[i, 0.0, i + 5, 5]]) for i in ids]
+        files.append(tmp_path / f"{number}.pkl")
+        content = {"ids": list(ids), "boxes": boxes, "objectness_logits": [np.ones(1)] * len(boxes)}
+        files[-1].write_bytes(pickle.dumps(content))
+    cfg.DATASETS.TEST = (*cfg.DATASETS.TEST, register([record(8), record(9)], thing_classes=["a"]))
+    cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(map(str, files))
+    cfg.MODEL.LOAD_PROPOSALS = True
+    for name, ids in zip(cfg.DATASETS.TEST, (range(6), (8, 9)), strict=True):
+        loader = build_detection_test_loader(cfg, name, mapper=lambda d: d["proposal_boxes"][0, 0])
+        assert [corner for [corner] in loader] == list(ids)
+
+
 def test_negative_seed_is_a_random_one(cfg, monkeypatch):
     cfg.SEED = -1
     monkeypatch.setattr(comm, "shared_random_seed", lambda: 77)

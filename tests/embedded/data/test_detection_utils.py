@@ -145,6 +145,9 @@ def test_transform_keypoints_by_hand():
     )
     cropped = transformed(T.TransformList([T.CropTransform(2, 0, 10, 10)]), (10, 10), keypoints=keypoints)
     np.testing.assert_allclose(cropped["keypoints"], [[3, 5, 2], [0, 0, 0], [0, 0, 0]])
+    edges = [0, 0, 2, 20, 10, 2, 20.1, 5, 2]  # the right and lower edge of the image belong to it
+    kept = transformed(T.TransformList([]), (10, 20), keypoints=edges)["keypoints"]
+    np.testing.assert_allclose(kept, [[0, 0, 2], [20, 10, 2], [0, 0, 0]])
     unlabelled = transformed(T.TransformList([]), (10, 20), keypoints=[0.5, 0.5, 0])["keypoints"]
     np.testing.assert_allclose(unlabelled, [[0, 0, 0]])
     assert keypoints == [5, 5, 2, 1, 1, 1, 19, 2, 2]
@@ -283,3 +286,14 @@ def test_transform_proposals():
     assert proposals.objectness_logits.tolist() == [3.0, 1.0]
     utils.transform_proposals(record, (20, 40), resize, proposal_topk=2)  # nothing to do
     assert record == {}
+
+
+def test_proposals_are_clipped_to_the_image_and_small_ones_left_out():
+    record = {
+        "proposal_boxes": np.array([[15.0, 5, 30, 9], [-4, -4, 2, 12], [0, 0, 1, 8]]),
+        "proposal_objectness_logits": np.array([3.0, 2.0, 1.0]),
+        "proposal_bbox_mode": BoxMode.XYXY_ABS,
+    }
+    resize = T.TransformList([T.ResizeTransform(10, 20, 20, 40)])
+    utils.transform_proposals(record, (20, 40), resize, proposal_topk=9, min_box_size=2)
+    assert record["proposals"].proposal_boxes.tensor.tolist() == [[30, 10, 40, 18], [0, 0, 4, 20]]

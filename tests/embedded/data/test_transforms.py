@@ -259,6 +259,70 @@ def test_min_iou_random_crop(image):
     assert isinstance(T.MinIoURandomCrop().get_transform(image, None), T.NoOpTransform)
 
 
+def iou_with_crop(crop, boxes):
+    """(N,) of the crop with each box, in plain numpy."""
+    x0, y0, x1, y1 = boxes.T
+    width = np.minimum(x1, crop.x0 + crop.w) - np.maximum(x0, crop.x0)
+    height = np.minimum(y1, crop.y0 + crop.h) - np.maximum(y0, crop.y0)
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    return shared / ((x1 - x0) * (y1 - y0) + crop.w * crop.h - shared)
+
+
+def test_min_iou_random_crop_keeps_enough_of_every_box():
+    boxes = np.array([[0, 0, 80, 45], [40, 45, 120, 90]], dtype=np.float32)
+    np.random.seed(0)
+    crops = [T.MinIoURandomCrop()._draw(90, 120, boxes, 0.3) for _ in range(500)]
+    crops = [crop for crop in crops if crop is not None]
+    assert len(crops) > 20
+    assert min(iou_with_crop(crop, boxes).min() for crop in crops) > 0.28  # crops are of whole pixels
+
+
+@pytest.mark.parametrize("h, w", [(200, 60), (60, 200)])
+def test_min_iou_random_crop_is_no_narrow_one(h, w):
+    np.random.seed(0)
+    crops = [T.MinIoURandomCrop()._draw(h, w, np.zeros((0, 4), dtype=np.float32), 0.0) for _ in range(500)]
+    shapes = [(crop.h, crop.w) for crop in crops if crop is not None]
+    assert len(shapes) > 20
+    assert all(height < 2 * (width + 1) and width < 2 * (height + 1) for height, width in shapes)
+
+
+def test_random_extent_by_hand(image):
+    whole = T.RandomExtent((1.0, 1.0), (0.0, 0.0)).get_transform(image)
+    assert whole.src_rect == (0, 0, 87, 61) and whole.output_size == (61, 87)
+    half = T.RandomExtent((0.5, 0.5), (0.0, 0.0)).get_transform(image)
+    assert half.src_rect == (21.75, 15.25, 65.25, 45.75) and half.output_size == (30, 43)
+    augmentation = T.RandomExtent((1.0, 1.0), (0.2, 0.4))  # the middle moves by a tenth of the width either way, ...
+    shifts = np.array([augmentation.get_transform(image).src_rect[:2] for _ in range(300)]) / (87, 61)
+    assert (np.abs(shifts) <= (0.1, 0.2)).all()
+    assert (shifts.min(0) < (-0.09, -0.18)).all() and (shifts.max(0) > (0.09, 0.18)).all()
+
+
+@pytest.mark.parametrize(
+    "box, scale, expected",
+    [
+        ((70, 200), 1.0, (70, 100)),  # 70 / 61 decides: 87 * 70 / 61 = 99.8
+        ((200, 70), 1.0, (49, 70)),  # 70 / 87 decides
+        ((200, 70), 2.0, (98, 140)),
+    ],
+)
+def test_resize_scale_fits_into_the_box(image, box, scale, expected):
+    resize = T.ResizeScale(scale, scale, *box).get_transform(image)
+    assert (resize.new_h, resize.new_w) == expected
+
+
+def test_fixed_size_crop_is_anywhere(image):
+    crops = [T.FixedSizeCrop((20, 30)).get_transform(image).transforms[0] for _ in range(300)]
+    corners = np.array([(crop.y0, crop.x0) for crop in crops])
+    assert (corners.min(0) <= (2, 2)).all() and (corners.max(0) >= (39, 55)).all()  # of 0 to 41, and 0 to 57
+    assert (corners >= 0).all() and (corners <= (41, 57)).all()
+
+
+def test_a_rotation_leaves_its_centre_alone(image):
+    rotation = T.RandomRotation([40], expand=False, center=[[0.25, 0.75]], sample_style="choice").get_transform(image)
+    centre = np.array([[0.25 * 87, 0.75 * 61]])
+    np.testing.assert_allclose(rotation.apply_coords(centre), centre, atol=1e-9)
+
+
 class NeedsBoxes(T.Augmentation):
     def get_transform(self, image, boxes):
         return T.CropTransform(*boxes[0].astype(int).tolist())

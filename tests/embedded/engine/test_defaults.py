@@ -22,6 +22,7 @@ from projects_maskrcnn.embedded.engine import (
     predictor,
 )
 from projects_maskrcnn.embedded.evaluation import DatasetEvaluator
+from projects_maskrcnn.embedded.utils import comm
 
 
 class Noisy(nn.Module):
@@ -275,6 +276,25 @@ def test_setup(cfg, tmp_path, fresh_loggers):
     log = (tmp_path / "output" / "log.txt").read_text()
     for part in ("World size: 1", torch.__version__, "eval_only=True", "SEED: 7  # as given", "IMS_PER_BATCH: 4"):
         assert part in log, part
+
+
+def test_setup_seeds_each_process_by_itself(cfg, fresh_loggers, monkeypatch):
+    monkeypatch.setattr(comm, "get_rank", lambda: 2)
+    default_setup(cfg, argparse.Namespace())
+    assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(7 + 2))
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("high", True), ("highest", False)])
+def test_setup_of_the_precision(cfg, fresh_loggers, precision, tf32):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = not tf32
+        cfg.FLOAT32_PRECISION = precision
+        default_setup(cfg, argparse.Namespace())
+        assert torch.get_float32_matmul_precision() == precision and torch.backends.cudnn.allow_tf32 == tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

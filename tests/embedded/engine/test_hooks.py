@@ -12,6 +12,8 @@ from torch import nn
 
 from projects_maskrcnn.embedded.checkpoint import DetectionCheckpointer
 from projects_maskrcnn.embedded.engine import TrainerBase, hooks
+from projects_maskrcnn.embedded.utils import comm
+from projects_maskrcnn.embedded.utils.events import get_event_storage
 
 
 class Steps(TrainerBase):
@@ -50,6 +52,17 @@ def test_a_step_draws_the_same_whenever_it_runs():
     assert late == {3: whole[3], 4: whole[4]}
     assert len({draw for step in whole.values() for draw in step}) == 15
     assert draws(2, 4)[4] != whole[4]
+
+
+def test_processes_draw_differently(monkeypatch):
+    def draw():
+        drawn = []
+        Steps(hooks.SeedIteration(1), step=lambda trainer: drawn.append(torch.rand(()).item())).train(0, 1)
+        return drawn
+
+    first = draw()
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    assert draw() != first
 
 
 def test_timer_counts_no_hooks_and_no_warmup(monkeypatch):
@@ -186,6 +199,15 @@ def test_precise_bn():
     samples = torch.cat(batches).double().numpy()
     assert model.running_mean.tolist() == pytest.approx(samples.mean(0))
     assert model.running_var.tolist() == pytest.approx(samples.var(0))
+
+    class Logging(nn.BatchNorm1d):
+        def forward(self, x):
+            get_event_storage().put_scalar("loss_of_no_step", x.sum().item())
+            return super().forward(x)
+
+    trainer = Steps(hooks.PreciseBN(0, Logging(2), batches, 2))
+    trainer.train(0, 1)
+    assert "loss_of_no_step" not in trainer.storage.latest()
 
     no_batch_norm = nn.Linear(2, 2)
     Steps(hooks.PreciseBN(1, no_batch_norm, [], 2)).train(0, 1)

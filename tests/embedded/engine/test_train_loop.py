@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from projects_maskrcnn.embedded.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from projects_maskrcnn.embedded.utils import comm
+from projects_maskrcnn.embedded.utils.events import EventStorage
 
 
 class Distance(nn.Module):
@@ -98,6 +100,15 @@ def test_metrics_are_gathered_by_period():
     assert [iteration for _, iteration in trainer.storage.history("total_loss").values()] == [1, 3]
 
 
+def test_metrics_are_means_and_the_slowest_data_time(monkeypatch):
+    monkeypatch.setattr(comm, "gather", lambda data: [data, {"loss_a": 5.0, "loss_b": 3.0, "data_time": 9.0}])
+    with EventStorage() as storage:
+        SimpleTrainer.write_metrics({"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.0)}, 3.0, 0)
+    latest = {name: value for name, (value, _) in storage.latest().items()}
+    expected = {"loss_a": 3.0, "loss_b": 2.5, "total_loss": 5.5, "data_time": 9.0, "rank_data_time": 3.0}
+    assert latest == pytest.approx(expected)
+
+
 def test_a_loss_that_is_not_finite():
     trainer = build(batches=[BATCHES[0], torch.tensor([math.inf, 0.0])])
     with pytest.raises(FloatingPointError, match="iteration 1: loss_distance inf, loss_size "):
@@ -184,3 +195,18 @@ def test_mixed_precision(precision):
     assert model.weight.dtype == torch.float32
     assert trainer.storage.latest()["total_loss"][0] < before
     trainer.load_state_dict(trainer.state_dict())
+
+
+def test_the_loss_scale_grows_and_is_kept():
+    def build(init_scale):
+        model = Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=2)
+        return AMPTrainer(model, itertools.repeat(torch.ones(1, 4)), optimizer, grad_scaler=scaler)
+
+    trainer = build(8.0)
+    trainer.train(0, 4)
+    assert trainer.grad_scaler.get_scale() == 8 * 2 * 2  # doubled after every second step
+    resumed = build(1.0)
+    resumed.load_state_dict(trainer.state_dict())
+    assert resumed.grad_scaler.get_scale() == 32

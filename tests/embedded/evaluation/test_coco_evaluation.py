@@ -485,6 +485,15 @@ def test_proposal_recall_by_hand(register, tmp_path):
     assert (tmp_path / "box_proposals.pkl").is_file()
 
 
+def test_the_size_of_an_object_is_its_annotations_area(register):
+    """Of 1600 square pixels its mask has 900: small, though its box is of medium size."""
+    annotation = {"id": 1, "image_id": 4, "category_id": 7, "bbox": [0, 0, 40, 40], "area": 900}
+    evaluator = COCOEvaluator(register({**TINY, "annotations": [annotation]}))
+    evaluator.process([{"image_id": 4}], [{"proposals": proposals([[0, 0, 40, 40]], [1.0])}])
+    results = evaluator.evaluate()["box_proposals"]
+    assert results["ARs@100"] == 100 and np.isnan(results["ARm@100"])
+
+
 def test_results_are_ordered_as_evaluated(register):
     evaluator = COCOEvaluator(register(TINY))
     both = {"instances": tiny_outputs()[4], "proposals": proposals([[0, 0, 100, 40]], [1.0])}

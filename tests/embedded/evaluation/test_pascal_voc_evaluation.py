@@ -70,12 +70,13 @@ def dataset(request, tmp_path):
     MetadataCatalog.remove("pets")
 
 
-def test_evaluator(dataset):
-    def found(boxes, scores, classes):
-        fields = {"scores": torch.tensor(scores), "pred_classes": torch.tensor(classes, dtype=torch.int64)}
-        boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-        return {"instances": Instances((40, 40), pred_boxes=boxes, **fields)}
+def found(boxes, scores, classes):
+    fields = {"scores": torch.tensor(scores), "pred_classes": torch.tensor(classes, dtype=torch.int64)}
+    boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    return {"instances": Instances((40, 40), pred_boxes=boxes, **fields)}
 
+
+def test_evaluator(dataset):
     evaluator = PascalVOCDetectionEvaluator("pets")
     evaluator.reset()
     # the whole object; eight tenths of it, and its dog is missed; no detection in the second image but a wrong one
@@ -89,6 +90,18 @@ def test_evaluator(dataset):
     assert results["AP50"] == pytest.approx(100 * (1 + 0) / 2)
     assert results["AP75"] == pytest.approx(100 * (1 + 0) / 2)
     assert results["AP"] == pytest.approx(100 * (sum(cats) / 10 + 0) / 2)
+
+
+def test_scores_and_boxes_are_rounded_as_in_the_development_kits_files(dataset):
+    evaluator = PascalVOCDetectionEvaluator("pets")
+    # both scores are 0.900 there, so that the wrong one, which comes first, stays first: precisions 0, 1/2
+    evaluator.process([{"image_id": "a"}], [found([[20, 20, 30, 30], [0, 0, 10, 10]], [0.9001, 0.9004], [0, 0])])
+    cats = 6 / 11 * 0.5 if dataset == 2007 else 0.25
+    assert evaluator.evaluate()["bbox"]["AP50"] == pytest.approx(100 * cats / 2)
+    evaluator.reset()
+    # a box that ends at 5.04 ends at 5.0 there: half of the object, which is not enough
+    evaluator.process([{"image_id": "a"}], [found([[0, 0, 10, 5.04]], [0.9], [0])])
+    assert evaluator.evaluate()["bbox"]["AP50"] == 0
 
 
 def test_no_detections(dataset):

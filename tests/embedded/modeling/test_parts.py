@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from projects_maskrcnn.embedded.layers import FrozenBatchNorm2d, cross_entropy, get_norm
+from projects_maskrcnn.embedded.modeling import detector_postprocess
 from projects_maskrcnn.embedded.modeling.anchor_generator import DefaultAnchorGenerator
 from projects_maskrcnn.embedded.modeling.box_regression import Box2BoxTransform
 from projects_maskrcnn.embedded.modeling.matcher import Matcher
 from projects_maskrcnn.embedded.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from projects_maskrcnn.embedded.modeling.sampling import subsample_labels
-from projects_maskrcnn.embedded.structures import Boxes, pairwise_iou
+from projects_maskrcnn.embedded.structures import Boxes, Instances, pairwise_iou
 
 
 def test_anchors_of_a_small_map():
@@ -138,3 +139,25 @@ def test_no_proposals_or_none_that_is_finite_give_no_detections(num_classes):
         scores = torch.full((len(boxes), num_classes + 1), 0.5)
         (found,), (rows,) = fast_rcnn_inference([boxes], [scores], [(8, 8)], 0.1, 0.5, 10)
         assert len(found) == len(rows) == 0 and found.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_negatives_fill_up_where_positives_are_few():
+    labels = torch.tensor([1] * 2 + [0] * 100)
+    positive, negative = subsample_labels(labels, 16, 0.25, 0)
+    assert positive.sort()[0].tolist() == [0, 1] and len(negative) == 14
+
+
+def test_boxes_are_decoded_in_float32():
+    source = torch.tensor([[1001.25, 3.0, 1333.5, 7.0]])  # which float16 has not
+    boxes = Box2BoxTransform((1.0,) * 4).apply_deltas(torch.zeros(1, 4, dtype=torch.float16), source)
+    assert boxes.dtype == torch.float32 and torch.equal(boxes, source)
+
+
+def test_postprocessing_scales_each_axis_by_itself():
+    boxes = torch.tensor([[2, 4, 6, 8], [30, 0, 40, 5.0]])  # the second lies outside the image
+    found = Instances((10, 20), pred_boxes=Boxes(boxes), scores=torch.tensor([0.9, 0.8]))
+    found.pred_keypoints = torch.tensor([[[3.0, 5.0, 0.7]], [[31.0, 1.0, 0.7]]])
+    result = detector_postprocess(found, 30, 40)  # three times as high, twice as wide
+    assert result.image_size == (30, 40) and result.scores.tolist() == pytest.approx([0.9])
+    assert result.pred_boxes.tensor.tolist() == [[4, 12, 12, 24]]
+    assert result.pred_keypoints[0, 0].tolist() == pytest.approx([6, 15, 0.7])

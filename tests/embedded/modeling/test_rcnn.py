@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,10 @@ from projects_maskrcnn import add_maskrcnn_config
 from projects_maskrcnn.embedded.config import get_cfg
 from projects_maskrcnn.embedded.layers import ShapeSpec
 from projects_maskrcnn.embedded.modeling import FastRCNNOutputLayers, ROIHeads, build_model
+from projects_maskrcnn.embedded.modeling.anchor_generator import DefaultAnchorGenerator
 from projects_maskrcnn.embedded.modeling.box_regression import Box2BoxTransform
+from projects_maskrcnn.embedded.modeling.matcher import Matcher
+from projects_maskrcnn.embedded.modeling.proposal_generator import RPN, StandardRPNHead
 from projects_maskrcnn.embedded.modeling.proposal_generator.proposal_utils import (
     add_ground_truth_to_proposals,
     find_top_rpn_proposals,
@@ -150,12 +154,13 @@ def test_proposals_get_the_class_and_fields_of_their_ground_truth():
 
 
 def test_keypoint_proposals_need_a_visible_keypoint_inside():
-    boxes = Boxes(torch.tensor([[0, 0, 10, 10.0]] * 3))
-    points = torch.tensor([[[5, 5, 2.0]], [[5, 5, 0]], [[50, 5, 2]]])  # inside, inside but not labelled, outside
+    boxes = Boxes(torch.tensor([[0, 0, 10, 10.0]] * 4))
+    # inside, inside but not labelled, outside, and labelled but hidden, which counts (COCO's 1)
+    points = torch.tensor([[[5, 5, 2.0]], [[5, 5, 0]], [[50, 5, 2]], [[6, 5, 1]]])
     (result,) = select_proposals_with_visible_keypoints(
         [Instances(SIZE, proposal_boxes=boxes, gt_keypoints=Keypoints(points))]
     )
-    assert len(result) == 1
+    assert result.gt_keypoints.tensor[:, 0, 0].tolist() == [5, 6]
 
 
 def small_model(keypoints=False):
@@ -191,6 +196,20 @@ def test_training_on_images_with_and_without_objects(counts, keypoints):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
+def test_pictures_of_proposals_by_period(storage):
+    model, inputs = small_model(), [sample(1), sample(0)]
+    model.vis_period, model.input_format = 2, "BGR"
+    for _ in range(3):
+        model(inputs)
+        storage.step()
+    assert [iteration for _, _, iteration in storage._vis_data] == [0, 2]
+    (_, picture, _), _ = storage._vis_data
+    assert picture.shape == (3, 64, 2 * 64) and picture.dtype == np.uint8
+    # ground truth on the left: of the image itself, a box's border apart
+    left, rgb = picture[:, :, :64].astype(int), inputs[0]["image"].flip(0).numpy().astype(int)
+    assert (np.abs(left - rgb).max(0) <= 8)[:9].all() and (np.abs(left - rgb).max(0) > 8).any()
+
+
 def test_results_are_in_the_size_that_is_asked_for():
     model = small_model(keypoints=True).eval()
     model.roi_heads.box_predictor.test_score_thresh = 0.0
@@ -213,3 +232,118 @@ def test_a_batch_gives_what_its_images_give_alone():
     for a, b in zip(together, alone, strict=True):
         assert torch.allclose(a["instances"].scores, b["instances"].scores, atol=1e-3)
         assert torch.equal(a["instances"].pred_classes[:20], b["instances"].pred_classes[:20])
+
+
+def small_rpn(**options):
+    """On a map of stride 10 with an anchor of 10 x 10 a cell, so that anchors touch but do not overlap."""
+    return RPN(
+        in_features=["a"],
+        head=StandardRPNHead(in_channels=1, num_anchors=1),
+        anchor_generator=DefaultAnchorGenerator(sizes=[[10]], aspect_ratios=[[1.0]], strides=[10]),
+        anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
+        box2box_transform=Box2BoxTransform((1.0,) * 4),
+        batch_size_per_image=1000,
+        positive_fraction=0.5,
+        **{"pre_nms_topk": (6, 4), "post_nms_topk": (5, 3), **options},
+    )
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (-1.0, [[1, 0, 0], [0, 0, 0], [0, 0, 0]]),
+        (0.0, [[1, 0, -1], [0, 0, -1], [-1, -1, -1]]),  # Faster R-CNN's; the image of 25 x 25 ends in the last cells
+        (6.0, [[1, 0, 0], [0, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_anchors_that_leave_the_image_are_not_trained(threshold, expected):
+    rpn = small_rpn(anchor_boundary_thresh=threshold)
+    gt = Instances((25, 25), gt_boxes=Boxes(torch.tensor([[0, 0, 10, 10.0]])))
+    anchors = rpn.anchor_generator([torch.zeros(1, 1, 3, 3)])
+    (labels,), _ = rpn.label_and_sample_anchors(anchors, [gt])
+    assert labels.view(3, 3).tolist() == expected
+
+
+@pytest.mark.parametrize(("training", "count"), [(True, 5), (False, 3)])
+def test_numbers_of_proposals_in_training_and_testing(training, count):
+    rpn = small_rpn().train(training)
+    anchors = rpn.anchor_generator([torch.zeros(1, 1, 3, 3)])
+    logits = torch.arange(9.0)[None]
+    (found,) = rpn.predict_proposals(anchors, [logits], [torch.zeros(1, 9, 4)], [(30, 30)])
+    assert found.objectness_logits.tolist() == [8.0, 7.0, 6.0, 5.0, 4.0][:count]
+    # of each level the best 6 in training, the best 4 in testing
+    fewer = small_rpn(post_nms_topk=(100, 100)).train(training)
+    (found,) = fewer.predict_proposals(anchors, [logits], [torch.zeros(1, 9, 4)], [(30, 30)])
+    assert len(found) == (6 if training else 4)
+
+
+def test_weights_of_the_losses_of_the_rpn():
+    cfg = get_cfg()
+    cfg.MODEL.RPN.LOSS_WEIGHT, cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT = 2.0, 3.0
+    arguments = RPN.from_config(cfg, {"res4": ShapeSpec(channels=8, stride=16)})
+    assert arguments["loss_weight"] == {"loss_rpn_cls": 2.0, "loss_rpn_loc": 6.0}
+
+
+def test_small_proposals_are_dropped():
+    boxes, logits = [torch.tensor([[[0, 0, 16, 40], [0, 50, 17, 90.0]]])], [torch.tensor([[2.0, 1.0]])]
+    (result,) = find_top_rpn_proposals(boxes, logits, [SIZE], 0.7, 10, 10, 16.0, True)
+    assert result.proposal_boxes.tensor.tolist() == [[0, 50, 17, 90]]
+
+
+def test_scores_have_to_be_above_the_threshold_and_finite():
+    boxes = torch.tensor([[0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50.0]])
+    scores = torch.tensor([[math.nan, 0.75, 0.1], [0.5, 0.25, 0.25], [0.125, 0.625, 0.25]])
+    result, rows = fast_rcnn_inference_single_image(boxes, scores, SIZE, 0.5, 0.5, 10)
+    assert result.scores.tolist() == [0.625] and result.pred_classes.tolist() == [1]
+    assert rows.tolist() == [1]  # of the two finite ones
+    assert result.pred_boxes.tensor.tolist() == [[40, 40, 50, 50]]
+
+
+def predictor(**options):
+    return FastRCNNOutputLayers(
+        ShapeSpec(channels=1000), box2box_transform=Box2BoxTransform((1.0,) * 4), num_classes=3, **options
+    )
+
+
+def test_classes_with_a_sigmoid_each():
+    p, scores = proposals_with_classes([0, 3, 2, 1]), torch.randn(4, 4) * 2
+    layers = predictor(use_sigmoid_ce=True)
+    loss = layers.losses((scores, torch.zeros(4, 12)), [p])["loss_cls"]
+    probabilities = 1 / (1 + np.exp(-scores.double().numpy()))
+    expected = 0.0
+    for row, category in zip(probabilities, p.gt_classes.tolist(), strict=True):
+        expected -= sum(math.log(row[k] if k == category else 1 - row[k]) for k in range(3))  # no background
+    assert loss.item() == pytest.approx(expected / 4, rel=1e-5)
+    np.testing.assert_allclose(layers.predict_probs((scores, None), [p])[0].numpy(), probabilities, rtol=1e-5)
+
+
+def test_boxes_of_the_ground_truth_classes():
+    p = Instances(SIZE, proposal_boxes=Boxes(torch.tensor([[0, 0, 10, 10.0]] * 3)))
+    p.gt_classes = torch.tensor([2, 0, 3])  # the last is background, and any box will do
+    deltas = torch.zeros(3, 3, 4)
+    deltas[:, :, 0] = torch.tensor([0.1, 0.2, 0.3])  # class k is 1 + k pixels to the right
+    (boxes,) = predictor().predict_boxes_for_gt_classes((None, deltas.flatten(1)), [p])
+    torch.testing.assert_close(boxes[:2], torch.tensor([[3, 0, 13, 10], [1, 0, 11, 10.0]]))
+    assert boxes.shape == (3, 4)
+
+
+def test_the_predictor_starts_as_fast_rcnns():
+    torch.manual_seed(0)
+    layers = predictor()  # Gaussians of deviation 0.01 and 0.001 (Fast R-CNN, section 2.3)
+    assert layers.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert layers.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    assert not layers.cls_score.bias.any() and not layers.bbox_pred.bias.any()
+
+
+def test_proposals_between_the_thresholds_are_not_sampled():
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
+    cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS, cfg.MODEL.ROI_HEADS.IOU_LABELS = [0.1, 0.5], [-1, 0, 1]  # Fast R-CNN's
+    heads = ROIHeads(**ROIHeads.from_config(cfg))
+    gt = Instances(SIZE, gt_boxes=Boxes(torch.tensor([[0, 0, 10, 10.0]])), gt_classes=torch.tensor([4]))
+    boxes = torch.tensor([[0, 0, 10, 8], [0, 0, 10, 3], [0, 0, 10, 0.5], [50, 50, 60, 60.0]])  # IoU .8, .3, .05, 0
+    proposals = Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(4))
+    (result,) = heads.label_and_sample_proposals([proposals], [gt])
+    assert sorted(result.gt_classes.tolist()) == [4, 5]
+    assert sorted(result.proposal_boxes.tensor[:, 3].tolist()) == [3, 8]

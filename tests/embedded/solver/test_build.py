@@ -98,6 +98,18 @@ def test_build_optimizer(model):
     assert all(g["lr"] == 0.5 and g["momentum"] == 0.9 and g["nesterov"] for g in optimizer.param_groups)
 
 
+def test_build_optimizer_takes_the_biases_values(model):
+    cfg = get_cfg()
+    solver = cfg.SOLVER
+    solver.BASE_LR, solver.MOMENTUM, solver.BIAS_LR_FACTOR = 0.5, 0.25, 2.0  # Faster R-CNN's rows double it
+    solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_BIAS = 0.125, 0.0625
+    groups = by_name(model, build_optimizer(cfg, model).param_groups)
+    found = {name: (v["lr"], v["weight_decay"]) for name, v in groups.items()}
+    weights = {"0.weight": (0.5, 0.125), "1.weight": (0.5, 0.0)}
+    assert found == {**weights, **{f"{i}.bias": (1.0, 0.0625) for i in range(4)}}
+    assert all(values["momentum"] == 0.25 for values in groups.values())
+
+
 def test_a_frozen_model_is_refused(model):
     with pytest.raises(ValueError, match="FREEZE_AT"):
         build_optimizer(get_cfg(), model.requires_grad_(False))
@@ -125,6 +137,19 @@ def test_gradient_clipping(clip_type, expected, as_class):
     parameters[0].grad, parameters[1].grad = torch.tensor([6.0, 8.0]), torch.tensor([0.0, 24.0])
     optimizer.step()
     for parameter, step in zip(parameters, [*expected, (0, 0)], strict=True):  # the last one has no gradient
+        torch.testing.assert_close(parameter.detach(), -torch.tensor(step, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(("clip_type", "expected"), [("norm", [(3, 4), (0, 4)]), ("full_model", [(1, 8 / 6), (0, 4)])])
+def test_clipping_by_another_norm(clip_type, expected):
+    cfg = get_cfg()
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    clipping.ENABLED, clipping.CLIP_TYPE, clipping.CLIP_VALUE, clipping.NORM_TYPE = True, clip_type, 4.0, float("inf")
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD(parameters, lr=1.0))
+    parameters[0].grad, parameters[1].grad = torch.tensor([6.0, 8.0]), torch.tensor([0.0, 24.0])
+    optimizer.step()
+    for parameter, step in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.detach(), -torch.tensor(step, dtype=torch.float32))
 
 

@@ -81,6 +81,11 @@ def test_schedules(solver, expected):
     assert rates(build_lr_scheduler(config(**solver), sgd())) == pytest.approx(expected)
 
 
+def test_a_warmup_longer_than_the_training():
+    found = rates(build_lr_scheduler(config(STEPS=(), WARMUP_ITERS=60), sgd()))
+    assert found == pytest.approx([0.005 + (5 - 0.005) * i / 30 for i in range(31)])
+
+
 def test_groups_keep_their_ratio():
     optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 3.0)])
     scheduler = LRMultiplier(optimizer, LinearParamScheduler(0.5, 0.25), max_iter=10)

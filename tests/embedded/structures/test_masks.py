@@ -8,6 +8,7 @@ import torch
 from projects_maskrcnn.embedded.structures import (
     BitMasks,
     Boxes,
+    PastedMasks,
     PolygonMasks,
     ROIMasks,
     polygons_to_bitmask,
@@ -81,8 +82,8 @@ class TestPolygons:
         box = np.array([0.0, -2.0, 4.0, 4.0], dtype=np.float32)
         mask = rasterize_polygons_within_box([np.array(SQUARE)], box, 4)
         assert mask.dtype == torch.bool and mask.tolist() == [[False, False, row >= 2, row >= 2] for row in range(4)]
-        empty = rasterize_polygons_within_box([np.array(SQUARE)], np.array([3.0, 2.0, 3.0, 2.0]), 4)
-        assert empty.shape == (4, 4)
+        point = rasterize_polygons_within_box([np.array(SQUARE)], np.array([3.0, 2.0, 3.0, 2.0]), 4)
+        assert point.shape == (4, 4) and point.all()  # a tenth of a pixel inside the square
 
     def test_crop_does_not_change_the_polygons(self):
         masks = PolygonMasks([[np.array(SQUARE)]])
@@ -144,6 +145,10 @@ class TestBitMasks:
         with pytest.raises(ValueError, match="1 boxes for 3 masks"):
             BitMasks(tensor).crop_and_resize(boxes[:1], 10)
 
+    def test_a_pixel_half_on_the_mask_is_on_it(self):
+        left_half = torch.tensor([[[True, False], [True, False]]])
+        assert BitMasks(left_half).crop_and_resize(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), 1).tolist() == [[[True]]]
+
     @pytest.mark.parametrize(("item", "rows"), INDICES)
     def test_indexing(self, item, rows):
         tensor = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)) > 0.5
@@ -162,6 +167,14 @@ class TestBitMasks:
         for size in (14, 28):
             crops = masks.crop_and_resize(torch.from_numpy(units["in_crop_boxes"]), size)
             np.testing.assert_array_equal(crops.numpy(), units[f"out_bit_crop_{size}"])
+
+
+class TestPastedMasks:
+    def test_the_threshold_stays(self):
+        boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [2.0, 2.0, 9.0, 9.0]])
+        masks = PastedMasks(torch.full((2, 4, 4), 0.6), boxes, (10, 12), threshold=0.7)
+        for same in (masks, masks[1:], masks.to("cpu"), PastedMasks.cat([masks, masks])):
+            assert same.make().shape == (len(same), 10, 12) and not same.make().any()
 
 
 class TestROIMasks:
