@@ -4,7 +4,7 @@ What differs besides the names, and what becomes of it:
 
 - Images are RGB from 0 to 1, normalised by ImageNet's mean and deviation. The first conv's weights are changed to fit
   the images that the model gets; its `MODEL.PIXEL_MEAN` must be the same colour, as Detectron2's default is.
-- The background is class 0; COCO's classes are the ids 1 to 90, ten of which no image has. These ten are dropped, unless
+- The background is class 0; COCO's classes are the ids 1 to 90, ten of which no image has. These are dropped, unless
   the model has 90 classes, so that each score is larger by what they took.
 - The frozen batch norm of detection models adds nothing to the variance, ours 1e-5, which is taken off it.
 - Masks are pasted into the image by Detectron2's rule; torchvision's rounds the boxes first.
