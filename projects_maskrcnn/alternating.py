@@ -5,14 +5,17 @@ Faster R-CNN (section 3.2, "4-Step Alternating Training") goes on: proposals aga
 no longer trained, and last the heads on the same ones, so that both become one network.
 
 A config asks for it with `MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS`. Each step runs the whole schedule in a folder of
-its own, and is left out where it is done, so that an interrupted training goes on.
+its own, and is left out where it is done, so that an interrupted training goes on. The folder keeps the step's config,
+so that a step is not taken for one of another training.
 """
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from .checkpoint import MaskRCNNCheckpointer
@@ -63,7 +66,7 @@ def train_in_steps(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> str:
         trainer_class: trains each step.
 
     Raises:
-        ValueError: the number of steps is not 2 or 4.
+        ValueError: the number of steps is not 2 or 4, or a step in `OUTPUT_DIR` was trained with another config.
     """
     steps = cfg.MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS
     if steps not in (2, 4):
@@ -99,6 +102,7 @@ def train_in_steps(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> str:
 
 
 def _train(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> None:
+    _keep_config(cfg)
     if (Path(cfg.OUTPUT_DIR) / WEIGHTS).exists():
         logger.info("%s is trained", cfg.OUTPUT_DIR)
         return
@@ -107,6 +111,34 @@ def _train(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> None:
     trainer.resume_or_load(resume=True)
     trainer.train()
     comm.synchronize()  # the main process writes the weights that all read next
+
+
+def _keep_config(cfg: CfgNode) -> None:
+    """Write the config into its folder, or hold it against the one that is there in all that its weights depend on."""
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    text = cfg.dump()
+    if path.exists():
+        before, now = (dict(_leaves(yaml.safe_load(content))) for content in (path.read_text(), text))
+        for key, value in now.items():
+            matters = key.startswith(("MODEL.", "INPUT.", "DATASETS.", "SOLVER.")) and key != "MODEL.DEVICE"
+            if matters and before.get(key) != value:
+                raise ValueError(
+                    f"{path.parent} was trained with {key} {before.get(key)}, which is now {value}: set OUTPUT_DIR to "
+                    f"another folder, or remove {path.parent} and the steps after it to train them anew"
+                )
+        return
+    comm.synchronize()  # all have seen that there is none
+    if comm.is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _train_proposals(cfg: CfgNode, whole: CfgNode, trainer_class: type[DefaultTrainer]) -> None:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,12 @@ def implementation(request, monkeypatch) -> str:
     else:
         monkeypatch.setattr(native_operators, "DEVICES", frozenset())
     return request.param
+
+
+@pytest.fixture
+def operators(implementation) -> Any:
+    """`torch.ops.maskrcnn`, and what stands for it where it is not built."""
+    return native_operators.operators(torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from ..framework import BACKBONE_REGISTRY, Backbone, CfgNode, Conv2d, ShapeSpec, get_norm
+from .features import shapes_of
 from .resnet import build_maskrcnn_resnet_backbone
 
 
@@ -40,7 +41,7 @@ class FPN(Backbone):
         fuse_type: "sum" or "avg" of a map and the coarser one.
 
     Raises:
-        ValueError: `fuse_type` is unknown, or a stride is not twice the one before.
+        ValueError: `fuse_type` or a feature is unknown, or a stride is not twice the one before.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class FPN(Backbone):
         super().__init__()
         if fuse_type not in ("sum", "avg"):
             raise ValueError(f"MODEL.FPN.FUSE_TYPE is {fuse_type!r}; it must be 'sum' or 'avg'")
-        shapes = [bottom_up.output_shape()[f] for f in in_features]
+        shapes = shapes_of(in_features, bottom_up.output_shape(), "MODEL.FPN.IN_FEATURES")
         strides = [s.stride for s in shapes]
         if any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
             raise ValueError(f"MODEL.FPN.IN_FEATURES {in_features} have strides {strides}: each must double")
@@ -112,7 +113,7 @@ class FPN(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_maskrcnn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """A ResNet with the feature pyramid that `MODEL.FPN` describes, and one level more: p6, where res5 is the last."""
-    last = cfg.MODEL.FPN.IN_FEATURES[-1]
+    last = max(cfg.MODEL.FPN.IN_FEATURES, default="res5")
     return FPN(
         bottom_up=build_maskrcnn_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,

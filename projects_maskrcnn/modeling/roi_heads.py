@@ -25,6 +25,7 @@ from ..framework import (
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
+from .features import shapes_of
 from .pooler import MaskRCNNPooler
 from .resnet import build_stage
 
@@ -101,7 +102,7 @@ class MaskRCNNROIHeads(_TwoStep):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         args = super().from_config(cfg)
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        shapes = [input_shape[name] for name in in_features]
+        shapes = shapes_of(in_features, input_shape, "MODEL.ROI_HEADS.IN_FEATURES")
 
         def pooler(head: CfgNode) -> MaskRCNNPooler | None:
             if not head.POOLER_TYPE:
@@ -110,7 +111,7 @@ class MaskRCNNROIHeads(_TwoStep):
 
         def pooled(head: CfgNode) -> ShapeSpec | dict[str, ShapeSpec]:
             if not head.POOLER_TYPE:
-                return {name: input_shape[name] for name in in_features}
+                return dict(zip(in_features, shapes, strict=True))
             return ShapeSpec(shapes[0].channels, head.POOLER_RESOLUTION, head.POOLER_RESOLUTION)
 
         box = cfg.MODEL.ROI_BOX_HEAD
@@ -207,13 +208,14 @@ class MaskRCNNC4ROIHeads(_TwoStep):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         if len(in_features) != 1:
             raise ValueError(f"MaskRCNNC4ROIHeads pool from one map; MODEL.ROI_HEADS.IN_FEATURES is {in_features}")
+        shapes = shapes_of(in_features, input_shape, "MODEL.ROI_HEADS.IN_FEATURES")
         if cfg.MODEL.KEYPOINT_ON:
             raise ValueError("MaskRCNNC4ROIHeads have no keypoint branch: set MODEL.KEYPOINT_ON False, or use FPN")
         head = cfg.MODEL.ROI_BOX_HEAD
         res5 = build_stage(cfg, 5, stride=head.RES5_STRIDE)
         channels = res5[-1].out_channels
         args["in_features"] = in_features
-        args["pooler"] = MaskRCNNPooler.of_head(head, [input_shape[in_features[0]]])
+        args["pooler"] = MaskRCNNPooler.of_head(head, shapes)
         args["res5"] = nn.Sequential(*res5)
         args["box_predictor"] = FastRCNNOutputLayers(cfg, ShapeSpec(channels, 1, 1))
         if cfg.MODEL.MASK_ON:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_masks, check_nms, check_rois
+
 ROUND_NOTHING, ROUND_ROI, ROUND_BINS = 0, 1, 2
 """What is rounded to whole cells: nothing in RoIAlign, the RoI in RoIWarp, RoI and bins in RoIPool."""
 
@@ -46,6 +48,7 @@ def roi_average(
     Returns:
         (R, C, bins_y, bins_x).
     """
+    check_rois(features, boxes, boxes_per_image, scales, bins_y, bins_x, sampling_ratio)
     image, boxes, level = _locate(features, boxes, boxes_per_image, scales, canonical_box_size, canonical_level)
     num_images, channels = features[0].shape[:2]
     # Maps are laid out as rows of channels, one row a cell: all cells of the first level, then of the next.
@@ -80,6 +83,7 @@ def roi_max(
         (R, C, bins_y, bins_x), and for each of its elements the number of the sample, int32: in rows from the bin's
         upper left, or -1 where the greatest is the zero that a sample off the map counts as.
     """
+    check_rois(features, boxes, boxes_per_image, scales, bins_y, bins_x, sampling_ratio)
     image, boxes, level = _locate(features, boxes, boxes_per_image, scales, canonical_box_size, canonical_level)
     edges = _edges(features, boxes, scales, level)
     outputs, numbers = [], []
@@ -291,6 +295,7 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: flo
     Returns:
         int64 indices of the kept boxes, by decreasing score; of equal scores the first comes first.
     """
+    check_nms(boxes, scores, groups, iou_threshold)
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     if groups is None:
         return _nms(boxes, scores, iou_threshold)
@@ -335,6 +340,7 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
     """Masks (N, h, w) resized into boxes (N, 4): (N, height, width), bool, or uint8 for a negative threshold."""
+    check_masks(masks, boxes, height, width)
     pasted = torch.zeros(
         len(masks), height, width, dtype=torch.bool if threshold >= 0 else torch.uint8, device=masks.device
     )

@@ -244,10 +244,10 @@ def test_native_does_not_depend_on_the_number_of_threads(native, masks):
         ({"width": 2**31}, "height and width must be from 0"),
     ],
 )
-def test_native_errors(native, op, change, message):
+def test_errors(operators, op, change, message):
     arguments = {"masks": torch.zeros(2, 3, 3), "boxes": torch.zeros(2, 4), "height": 5, "width": 6} | change
     with pytest.raises(RuntimeError, match=message):
-        getattr(native, op)(*arguments.values(), 0.5)
+        getattr(operators, op)(*arguments.values(), 0.5)
 
 
 def test_encoding_refuses_what_has_none(native):

@@ -231,7 +231,7 @@ def test_native_does_not_depend_on_the_number_of_threads(native):
         ({"iou_threshold": math.nan}, "iou_threshold must not be negative; got nan"),
     ],
 )
-def test_native_errors(native, change, message):
+def test_errors(operators, change, message):
     arguments = {"boxes": torch.zeros(3, 4), "scores": torch.zeros(3), "groups": None, "iou_threshold": 0.5} | change
     with pytest.raises(RuntimeError, match=message):
-        native.nms(*arguments.values())
+        operators.nms(*arguments.values())

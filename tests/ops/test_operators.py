@@ -224,20 +224,25 @@ def test_every_instruction_set_gives_the_same(native, root, tmp_path, channels_l
         ({"mode": "median"}, "mode must be 'average' or 'max'"),
     ],
 )
-def test_errors(native, change, message):
+def test_errors(implementation, change, message):
     given = {"features": [torch.zeros(3, 2, 4, 4)], "boxes": [torch.zeros(2, 4)] * 3, "output_size": 2}
     with pytest.raises((ValueError, RuntimeError), match=message):
         ops.roi_align(**{**given, **change})
 
 
-def test_levels_that_differ_are_errors(native):
-    boxes = [torch.zeros(1, 4)]
+def test_levels_that_differ_are_errors(operators):
+    boxes = torch.zeros(1, 4)
+    maps = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)]
     with pytest.raises(RuntimeError, match=r"agree in images and channels; got \(1, 2, 4, 4\) and \(1, 3, 4, 4\)"):
-        ops.roi_align([torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)], boxes, 2, [1, 0.5])
+        operators.roi_max(maps, boxes, [1], [1.0, 0.5], 2, 2, 0, True, 0, 224.0, 4)
     with pytest.raises(RuntimeError, match="counts those of 1"):
-        native.roi_average([torch.zeros(2, 2, 4, 4)], boxes[0], [1], [1.0], 2, 2, 0, True, 0, 224.0, 4)
+        operators.roi_average([torch.zeros(2, 2, 4, 4)], boxes, [1], [1.0], 2, 2, 0, True, 0, 224.0, 4)
     with pytest.raises(RuntimeError, match="adds up to 3, but there are 1"):
-        native.roi_average([torch.zeros(1, 2, 4, 4)], boxes[0], [3], [1.0], 2, 2, 0, True, 0, 224.0, 4)
+        operators.roi_average([torch.zeros(1, 2, 4, 4)], boxes, [3], [1.0], 2, 2, 0, True, 0, 224.0, 4)
+    with pytest.raises(RuntimeError, match="scales must have 1 to 8 levels; got 9"):
+        operators.roi_average([torch.zeros(1, 2, 4, 4)] * 9, boxes, [1], [1.0] * 9, 2, 2, 0, True, 0, 224.0, 4)
+    with pytest.raises(RuntimeError, match="one dtype"):
+        operators.roi_average([maps[0], maps[0].double()], boxes, [1], [1.0, 0.5], 2, 2, 0, True, 0, 224.0, 4)
 
 
 def test_a_forged_argmax_writes_nothing(native):

@@ -106,6 +106,14 @@ def test_what_is_done_is_not_done_again(config, run, tmp_path):
     assert (tmp_path / "step_2_heads/model_final.pth").exists()
 
 
+def test_steps_of_another_training_are_not_taken_over(config, run, tmp_path):
+    values = {**VALUES, KEY: 2}
+    run(config, **values)
+    with pytest.raises(ValueError, match=r"step_1_proposals was trained with MODEL.RPN.LOSS_WEIGHT 1.0, .* now 2.0: "):
+        run(config, **values, **{"MODEL.RPN.LOSS_WEIGHT": 2.0})
+    run(config, **values, **{"DATALOADER.NUM_WORKERS": 1})  # no other weights come of that
+
+
 def test_other_numbers_of_steps_are_refused(config, run):
     with pytest.raises(ValueError, match=f"{KEY} is 3: set 2, 4"):
         run(config, **{KEY: 3})

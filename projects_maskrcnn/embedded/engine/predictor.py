@@ -19,7 +19,7 @@ class DefaultPredictor:
         instances = predictor(cv2.imread("input.jpg"))["instances"]
 
     Raises:
-        ValueError: `INPUT.FORMAT` is neither RGB nor BGR, or it is called without an image.
+        ValueError: `INPUT.FORMAT` is neither RGB nor BGR, or it is called with something else than such an image.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -36,11 +36,19 @@ class DefaultPredictor:
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict:
-        """The model's output for an image (height, width, 3), BGR uint8."""
-        if original_image is None or original_image.ndim != 3:
-            raise ValueError("expected an image (height, width, 3); cv2.imread gives None for a file it cannot read")
+        """The model's output for an image (height, width, 3), BGR, uint8 or floating, from 0 to 255."""
+        _check_image(original_image)
         height, width = original_image.shape[:2]
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         image = self.aug.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
         return self.model([{"image": tensor, "height": height, "width": width}])[0]
+
+
+def _check_image(image: np.ndarray | None) -> None:
+    if image is None:
+        raise ValueError("expected an image; cv2.imread gives None for a file that it cannot read")
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"expected an image (height, width, 3), BGR; got {image.shape}. See cv2.cvtColor for others")
+    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(f"expected an image of uint8, or floating from 0 to 255; got {image.dtype}: scale it first")

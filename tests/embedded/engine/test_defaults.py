@@ -332,5 +332,12 @@ def test_predictor(cfg, tmp_path, monkeypatch, image_format):
     assert output["weight"] == 1 and (output["height"], output["width"]) == (4, 6)
     assert output["image"].shape == (3, 8, 12) and output["image"].dtype == torch.float32
     assert output["image"].mean((1, 2)).tolist() == ([0, 0, 200] if image_format == "RGB" else [200, 0, 0])
+    predict = DefaultPredictor(cfg)
+    assert predict(image.astype(np.float32))["image"].mean() == output["image"].mean()
     with pytest.raises(ValueError, match="cv2.imread"):
-        DefaultPredictor(cfg)(None)
+        predict(None)
+    for shape in ((4, 6), (4, 6, 4), (0, 6, 3)):
+        with pytest.raises(ValueError, match="got .*{}.*cvtColor".format(", ".join(map(str, shape)))):
+            predict(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="got uint16: scale it"):
+        predict(np.zeros((4, 6, 3), np.uint16))

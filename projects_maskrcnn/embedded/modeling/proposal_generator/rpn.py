@@ -141,6 +141,8 @@ class RPN(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         rpn = cfg.MODEL.RPN
+        if not rpn.IN_FEATURES or not set(rpn.IN_FEATURES) <= input_shape.keys():
+            raise ValueError(f"MODEL.RPN.IN_FEATURES is {rpn.IN_FEATURES}; choose from {', '.join(input_shape)}")
         shapes = [input_shape[f] for f in rpn.IN_FEATURES]
         return {
             "in_features": rpn.IN_FEATURES,
