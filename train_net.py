@@ -11,7 +11,7 @@ python train_net.py --config-file ... --project my_project:add_my_config
 import argparse
 import importlib
 import logging
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -62,11 +62,11 @@ class Trainer(DefaultTrainer):
         return replace_poolers(model) if cfg.MODEL.ROI_HEADS.REPLACE_POOLERS else model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
         return build_detection_train_loader(cfg, mapper=RobustMapper(DatasetMapper(cfg, is_train=True), is_train=True))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
         mapper = RobustMapper(DatasetMapper(cfg, is_train=False), is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
@@ -82,7 +82,9 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, dict[str, float]]:
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+    ) -> dict[str, dict[str, float]]:
         """As the framework's; published figures are logged beside the results."""
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
@@ -148,7 +150,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     use_coco_files(cfg)
     resolve_num_classes(cfg)
     for name in cfg.DATASETS.TEST:
-        evaluator_type(name)
+        evaluator_type(name)  # what has none shall not fail after the training
     check_figures(cfg)
     check_ranges(cfg)
     cfg.freeze()

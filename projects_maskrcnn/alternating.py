@@ -53,7 +53,7 @@ def from_proposals(cfg: CfgNode, proposals: Path) -> CfgNode:
 
 
 def evaluation_config(cfg: CfgNode) -> CfgNode:
-    """The config that what `train_in_steps` gives is evaluated with: after two steps, from proposals."""
+    """The config for evaluating the weights that `train_in_steps` returns: after two steps, from proposals."""
     if cfg.MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS != 2:
         return cfg
     return from_proposals(cfg, Path(cfg.OUTPUT_DIR) / "step_1_proposals")

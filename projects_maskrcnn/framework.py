@@ -1,4 +1,4 @@
-"""The seam: every framework name that this project uses, from one framework or the other.
+"""The seam: every framework name that this project and its tests use, from one framework or the other.
 
 The framework is chosen once, when this module is first imported, by the environment variable ``MASKRCNN_FRAMEWORK``:
 

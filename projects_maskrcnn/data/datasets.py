@@ -162,9 +162,9 @@ def thing_classes(name: str) -> list[str]:
     """
     if name not in DatasetCatalog.list():
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(DatasetCatalog.list()))}"
+        hint = f"did you mean {' or '.join(near)}" if near else f"known are {', '.join(sorted(DatasetCatalog.list()))}"
         raise KeyError(
-            f"dataset {name!r} is not registered: {hint} For COCO files of your own set DATASETS.TRAIN_JSON and "
+            f"dataset {name!r} is not registered: {hint}. For COCO files of your own set DATASETS.TRAIN_JSON and "
             "TRAIN_IMAGES, DATASETS.TEST_JSON and TEST_IMAGES"
         )
     metadata = MetadataCatalog.get(name)

@@ -2,10 +2,11 @@
 
 from math import prod
 
-from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
+from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
-from ..framework import ROI_BOX_HEAD_REGISTRY, CfgNode, Conv2d, Linear, ShapeSpec, configurable, get_norm
+from ..framework import ROI_BOX_HEAD_REGISTRY, CfgNode, Linear, ShapeSpec, configurable
+from .conv import conv3x3_relu
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -38,17 +39,7 @@ class MaskRCNNBoxHead(nn.Sequential):
             raise ValueError("MODEL.ROI_BOX_HEAD has neither convs (NUM_CONV) nor fully connected layers (NUM_FC)")
         size = (input_shape.channels, input_shape.height, input_shape.width)
         for index, dim in enumerate(conv_dims, start=1):
-            conv = Conv2d(
-                size[0],
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(),
-            )
-            c2_msra_fill(conv)
-            self.add_module(f"conv{index}", conv)
+            self.add_module(f"conv{index}", conv3x3_relu(size[0], dim, conv_norm))
             size = (dim, *size[1:])
         for index, dim in enumerate(fc_dims, start=1):
             if index == 1:

@@ -1,6 +1,7 @@
 """Feature pyramid (Lin et al., 2017): maps of one width at strides 4 to 32, and a coarser one for proposals."""
 
 import math
+from typing import Literal
 
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_xavier_fill
@@ -51,7 +52,7 @@ class FPN(Backbone):
         out_channels: int,
         norm: str = "",
         top_block: nn.Module | None = None,
-        fuse_type: str = "sum",
+        fuse_type: Literal["sum", "avg"] = "sum",
     ) -> None:
         super().__init__()
         if fuse_type not in ("sum", "avg"):

@@ -1,5 +1,7 @@
 """The mask branch: a small fully convolutional network on each RoI (paper, section 3 and figure 4)."""
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
@@ -15,11 +17,14 @@ from ..framework import (
     cat,
     configurable,
     get_event_storage,
-    get_norm,
 )
+from .conv import conv3x3_relu
+
+LossType = Literal["sigmoid", "softmax"]
+LOSS_TYPES = get_args(LossType)
 
 
-def mask_rcnn_loss(pred_mask_logits: Tensor, instances: list[Instances], loss_type: str = "sigmoid") -> Tensor:
+def mask_rcnn_loss(pred_mask_logits: Tensor, instances: list[Instances], loss_type: LossType = "sigmoid") -> Tensor:
     """Mean cross-entropy of the pixels of all masks (paper, table 2b).
 
     With "sigmoid" it is binary, on the masks of the ground-truth classes alone: classes do not compete. With "softmax"
@@ -46,7 +51,9 @@ def mask_rcnn_loss(pred_mask_logits: Tensor, instances: list[Instances], loss_ty
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="mean")
 
 
-def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: list[Instances], loss_type: str = "sigmoid") -> None:
+def mask_rcnn_inference(
+    pred_mask_logits: Tensor, pred_instances: list[Instances], loss_type: LossType = "sigmoid"
+) -> None:
     """Give the detections of each image `pred_masks` (R, 1, M, M): probabilities of the predicted class's mask.
 
     Args:
@@ -85,10 +92,15 @@ class MaskHead(nn.Sequential):
         num_classes: 1 for class-agnostic masks. A RoI has `num_masks`: as many, and one of background with "softmax".
         loss_type: see `mask_rcnn_loss`.
         loss_weight: factor on the loss.
+
+    Raises:
+        ValueError: `loss_type` is unknown.
     """
 
-    def __init__(self, num_classes: int, loss_type: str, loss_weight: float) -> None:
+    def __init__(self, num_classes: int, loss_type: LossType, loss_weight: float) -> None:
         super().__init__()
+        if loss_type not in LOSS_TYPES:
+            raise ValueError(f"MODEL.ROI_MASK_HEAD.LOSS_TYPE is {loss_type!r}; known are {', '.join(LOSS_TYPES)}")
         self.num_masks = num_classes + (loss_type == "softmax")
         self.loss_type = loss_type
         self.loss_weight = loss_weight
@@ -98,11 +110,9 @@ class MaskHead(nn.Sequential):
         """The arguments `num_classes` and `loss_type` that a config asks for.
 
         Raises:
-            ValueError: LOSS_TYPE is unknown, or not for class-agnostic masks.
+            ValueError: LOSS_TYPE is not for class-agnostic masks.
         """
         head = cfg.MODEL.ROI_MASK_HEAD
-        if head.LOSS_TYPE not in ("sigmoid", "softmax"):
-            raise ValueError(f"MODEL.ROI_MASK_HEAD.LOSS_TYPE is {head.LOSS_TYPE!r}; known are sigmoid, softmax")
         if head.LOSS_TYPE == "softmax" and head.CLS_AGNOSTIC_MASK:
             raise ValueError("MODEL.ROI_MASK_HEAD.LOSS_TYPE softmax is over classes: set CLS_AGNOSTIC_MASK False")
         num_classes = 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -144,24 +154,14 @@ class MaskRCNNMaskHead(MaskHead):
         num_classes: int,
         conv_dims: list[int],
         conv_norm: str = "",
-        loss_type: str = "sigmoid",
+        loss_type: LossType = "sigmoid",
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__(num_classes, loss_type, loss_weight)
         channels = input_shape.channels
         *dims, deconv_dim = conv_dims
         for index, dim in enumerate(dims, start=1):
-            conv = Conv2d(
-                channels,
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(),
-            )
-            c2_msra_fill(conv)
-            self.add_module(f"mask_fcn{index}", conv)
+            self.add_module(f"mask_fcn{index}", conv3x3_relu(channels, dim, conv_norm))
             channels = dim
         self.deconv = ConvTranspose2d(channels, deconv_dim, kernel_size=2, stride=2)
         self.deconv_relu = nn.ReLU()

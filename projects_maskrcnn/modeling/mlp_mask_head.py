@@ -6,7 +6,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 
 from ..framework import ROI_MASK_HEAD_REGISTRY, CfgNode, Linear, ShapeSpec, configurable
-from .mask_head import MaskHead
+from .mask_head import LossType, MaskHead
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -26,7 +26,7 @@ class MaskRCNNMLPMaskHead(MaskHead):
         *,
         num_classes: int,
         fc_dims: list[int],
-        loss_type: str = "sigmoid",
+        loss_type: LossType = "sigmoid",
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__(num_classes, loss_type, loss_weight)

@@ -230,5 +230,7 @@ def build_maskrcnn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResN
         stages.append(build_stage(cfg, stage, stride=stride, dilation=dilation))
     resnet = ResNet(stem, stages, resnets.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT)
     if resnets.NON_LOCAL_RES4:
+        if last < 4:
+            raise ValueError(f"MODEL.RESNETS.NON_LOCAL_RES4, but OUT_FEATURES {resnets.OUT_FEATURES} need no res4")
         insert_non_local(resnet.res4, stages[2][-1].out_channels)
     return resnet

@@ -18,6 +18,9 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
 
     Returns:
         (N, height, width), bool; or, with a negative threshold, uint8 probabilities times 255.
+
+    Raises:
+        ValueError, RuntimeError: shapes, dtypes or devices do not fit.
     """
     check_one_device(masks=masks, boxes=boxes)
     return operators(masks.device).paste_masks(masks.detach(), boxes.detach(), *image_size, threshold)
@@ -26,13 +29,13 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
 def masks_to_rle(
     masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5
 ) -> list[dict[str, Any]]:
-    """COCO's run-length encoding of `paste_masks`, made without the image-sized masks.
+    """COCO's run-length encoding of `paste_masks`, made on the CPU without the image-sized masks.
 
     Returns:
         for each mask what pycocotools' `encode` gives: ``size`` [height, width] and ``counts`` as bytes.
 
     Raises:
-        ValueError, RuntimeError: the threshold is negative or NaN, or shapes or devices do not fit.
+        ValueError, RuntimeError: the threshold is negative or NaN, or shapes or dtypes do not fit.
     """
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}: 0 or more is needed to tell an object from the rest")

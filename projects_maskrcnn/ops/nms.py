@@ -16,6 +16,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Returns:
         int64 indices of the kept boxes, by decreasing score; of equal scores the first comes first. A box without area
         or with a coordinate that is not finite stays, and suppresses nothing.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or the threshold is negative or NaN.
     """
     return operators(boxes.device).nms(boxes.detach(), scores.detach(), None, iou_threshold)
 
@@ -25,5 +28,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
     Returns:
         int64 indices of the kept boxes, by decreasing score.
+
+    Raises:
+        RuntimeError: as `nms`.
     """
     return operators(boxes.device).nms(boxes.detach(), scores.detach(), idxs.long(), iou_threshold)

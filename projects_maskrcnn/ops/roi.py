@@ -25,7 +25,7 @@ def check_pyramid(scales: Sequence[float]) -> None:
     Raises:
         ValueError: they are not consecutive powers of two.
     """
-    levels = [-math.log2(scale) for scale in scales]
+    levels = [-math.log2(scale) if scale > 0 else math.nan for scale in scales]
     if levels[0] % 1 or levels != [levels[0] + i for i in range(len(levels))]:
         raise ValueError(f"strides {[1 / s for s in scales]} of the feature maps are not consecutive powers of two")
 
@@ -138,6 +138,8 @@ def _pool(
     bins_y, bins_x = (output_size, output_size) if isinstance(output_size, int) else output_size
     if not maps or len(maps) != len(scales):
         raise ValueError(f"features of {len(maps)} levels, but spatial_scale of {len(scales)}")
+    if len(scales) > 1:
+        check_pyramid(scales)
     if mode not in ("average", "max"):
         raise ValueError(f"mode must be 'average' or 'max', got {mode!r}")
     if torch.jit.is_tracing() and not isinstance(boxes, Tensor):

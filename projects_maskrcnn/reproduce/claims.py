@@ -114,7 +114,7 @@ CLAIMS: dict[str, list[Claim]] = {
     ],
     "2b": [
         *_more("Sigmoid over softmax: classes need not compete", "2b/sigmoid", "2b/softmax"),
-        Claim("Class-agnostic masks are nearly as good", {"2b/class_agnostic": 1, "2b/sigmoid": -1}, alike=True),
+        Claim("Class-agnostic masks are alike", {"2b/class_agnostic": 1, "2b/sigmoid": -1}, alike=True),
     ],
     "2c": [
         *_more("RoIAlign over RoIPool", "2c/roi_align_ave", "2c/roi_pool"),
@@ -138,7 +138,7 @@ CLAIMS: dict[str, list[Claim]] = {
     "2e": [
         *_more("FCN over MLP", "2e/fcn", "2e/mlp_2_hidden_layers"),
         *_more("FCN over a deeper MLP", "2e/fcn", "2e/mlp_3_hidden_layers"),
-        Claim("A deeper MLP is no better", {"2e/mlp_3_hidden_layers": 1, "2e/mlp_2_hidden_layers": -1}, alike=True),
+        Claim("A deeper MLP is alike", {"2e/mlp_3_hidden_layers": 1, "2e/mlp_2_hidden_layers": -1}, alike=True),
     ],
     "3": [
         *_more(

@@ -33,34 +33,47 @@ def pool(maps, boxes, **options):
     return ops.roi_align(maps, boxes, 7, SCALES, canonical_box_size=64, canonical_level=3, **options)
 
 
-@pytest.mark.parametrize("mode", ["average", "max"])
-def test_kernels_run_on_the_current_stream(maps, boxes, mode):
-    expected = pool(maps, boxes, mode=mode)
+def average_and_gradients(maps, boxes):
+    leaves = [x.detach().requires_grad_() for x in maps]
+    out = pool(leaves, boxes)
+    return out.detach(), *torch.autograd.grad(out.square().sum(), leaves)
+
+
+def maxima_and_gradients(maps, boxes):
+    leaves = [x.detach().requires_grad_() for x in maps]
+    out = pool(leaves, boxes, mode="max")
+    return out.detach(), *torch.autograd.grad(out.square().sum(), leaves)
+
+
+def kept_boxes(maps, boxes):
+    return (ops.nms(torch.cat(boxes), maps[0][0, 0, 0, :60], 0.3),)
+
+
+def pasted_masks(maps, boxes):
+    return (ops.paste_masks(maps[0][0, :60, :28, :28], torch.cat(boxes), (120, 160), threshold=0),)
+
+
+@pytest.mark.parametrize("work", [average_and_gradients, maxima_and_gradients, kept_boxes, pasted_masks])
+def test_kernels_run_on_the_current_stream(work, maps, boxes):
+    expected = work(maps, boxes)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(200_000_000)
-        late = [x + 0 for x in maps]  # not there yet when the call below is made
-        out = pool(late, boxes, mode=mode)
+        results = work([x + 0 for x in maps], boxes)  # these maps are not there yet
     stream.synchronize()
-    assert torch.equal(out, expected)
+    assert all(map(torch.equal, results, expected))
 
 
 def test_a_graph_captures_both_passes(maps, boxes):
-    leaves = [x.requires_grad_() for x in maps]
-
-    def step():
-        out = pool(leaves, boxes)
-        return out.detach(), *torch.autograd.grad(out.square().sum(), leaves)
-
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        expected = step()
+        expected = average_and_gradients(maps, boxes)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = step()
+        results = average_and_gradients(maps, boxes)
     for result in results:
         result.fill_(torch.nan)
     graph.replay()

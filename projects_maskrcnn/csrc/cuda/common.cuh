@@ -92,7 +92,20 @@ __device__ __forceinline__ Storage& shared_memory() {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline void check(cudaError_t status) { STD_TORCH_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status)); }
+inline const char* remedy(cudaError_t status) {
+  switch (status) {
+    case cudaErrorNoKernelImageForDevice:
+      return ". Build the operators for this GPU: name its compute capability in MASKRCNN_CUDA_ARCHS, such as 75";
+    case cudaErrorInsufficientDriver:
+      return ". Update the driver, or build the operators with an older CUDA toolkit";
+    default:
+      return "";
+  }
+}
+
+inline void check(cudaError_t status) {
+  STD_TORCH_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status), remedy(status));
+}
 
 /// Starts `kernel` on grid_x x grid_y blocks. An empty grid is fine.
 template <class... Parameters, class... Arguments>
