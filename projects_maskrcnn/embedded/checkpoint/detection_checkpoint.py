@@ -40,7 +40,7 @@ class DetectionCheckpointer(Checkpointer):
         *,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
-    ):
+    ) -> None:
         if save_to_disk is None:
             save_to_disk = comm.is_main_process()
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)

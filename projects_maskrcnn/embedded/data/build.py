@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ...weights import unpickler
-from ..config import configurable
+from ..config import CfgNode, configurable
 from ..structures import BoxMode
 from ..utils import comm
 from ..utils.file_io import PathManager
@@ -233,26 +233,26 @@ def _wider_than_high(dataset: Dataset | list[dict]) -> list[int]:
         ) from error
 
 
-def _seed_of(cfg: Any) -> int | None:
+def _seed_of(cfg: CfgNode) -> int | None:
     """A negative SEED asks for a random one."""
     return cfg.SEED if cfg.SEED >= 0 else None
 
 
-def _repeat_factor_sampler(cfg: Any, dataset: list[dict]) -> Sampler:
+def _repeat_factor_sampler(cfg: CfgNode, dataset: list[dict]) -> Sampler:
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
     )
     return RepeatFactorTrainingSampler(factors, seed=_seed_of(cfg))
 
 
-def _random_subset_sampler(cfg: Any, dataset: list[dict]) -> Sampler:
+def _random_subset_sampler(cfg: CfgNode, dataset: list[dict]) -> Sampler:
     seed = _seed_of(cfg)
     return RandomSubsetTrainingSampler(
         len(dataset), cfg.DATALOADER.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed
     )
 
 
-TRAINING_SAMPLERS: dict[str, Callable[[Any, list[dict]], Sampler]] = {
+TRAINING_SAMPLERS: dict[str, Callable[[CfgNode, list[dict]], Sampler]] = {
     "TrainingSampler": lambda cfg, dataset: TrainingSampler(len(dataset), seed=_seed_of(cfg)),
     "RepeatFactorTrainingSampler": _repeat_factor_sampler,
     "RandomSubsetTrainingSampler": _random_subset_sampler,
@@ -260,7 +260,7 @@ TRAINING_SAMPLERS: dict[str, Callable[[Any, list[dict]], Sampler]] = {
 
 
 def _train_loader_from_config(
-    cfg: Any,
+    cfg: CfgNode,
     mapper: Callable[[dict], Any] | None = None,
     *,
     dataset: list[dict] | Dataset | None = None,
@@ -331,7 +331,7 @@ def build_detection_train_loader(
 
 
 def _test_loader_from_config(
-    cfg: Any, dataset_name: str | Sequence[str], mapper: Callable[[dict], Any] | None = None
+    cfg: CfgNode, dataset_name: str | Sequence[str], mapper: Callable[[dict], Any] | None = None
 ) -> dict[str, Any]:
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
     proposal_files = None

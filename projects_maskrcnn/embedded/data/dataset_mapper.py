@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import configurable
+from ..config import CfgNode, configurable
 from . import detection_utils as utils
 from . import transforms as T
 
@@ -62,7 +62,7 @@ class DatasetMapper:
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", augmentations)
 
     @classmethod
-    def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """The arguments that INPUT and MODEL say."""
         augmentations = utils.build_augmentation(cfg, is_train)
         crop = cfg.INPUT.CROP.ENABLED and is_train

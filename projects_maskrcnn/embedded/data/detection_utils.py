@@ -9,6 +9,7 @@ import pycocotools.mask as mask_util
 import torch
 from PIL import Image
 
+from ..config import CfgNode
 from ..structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks, polygons_to_bitmask
 from ..utils.file_io import PathManager
 from . import transforms as T
@@ -385,7 +386,7 @@ def gen_crop_transform_with_instance(
     return T.CropTransform(left, top, int(crop[1]), int(crop[0]))
 
 
-def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
+def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """The default augmentations: resizing and, in training, mirroring, as INPUT says."""
     if not is_train:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -239,17 +240,17 @@ class DefaultTrainer(TrainerBase):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """The config's learning-rate schedule."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
         """The loader of training batches."""
         return build_detection_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
         """The loader of a dataset's images."""
         return build_detection_test_loader(cfg, dataset_name)
 
@@ -261,7 +262,12 @@ class DefaultTrainer(TrainerBase):
         )
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
         """The results on each dataset of `DATASETS.TEST`, by its name; without that level where there is only one.
 
         Args:

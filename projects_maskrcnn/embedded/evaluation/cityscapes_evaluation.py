@@ -30,7 +30,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         ImportError: cityscapesscripts is not installed, or too old for the installed numpy.
     """
 
-    def __init__(self, dataset_name: str):
+    def __init__(self, dataset_name: str) -> None:
         try:
             from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as scripts
             from cityscapesscripts.helpers.labels import name2label

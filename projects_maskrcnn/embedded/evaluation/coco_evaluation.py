@@ -68,7 +68,7 @@ class COCOEvaluator(DatasetEvaluator):
         use_fast_impl: bool = True,
         kpt_oks_sigmas: Sequence[float] = (),
         allow_cached_coco: bool = True,
-    ):
+    ) -> None:
         if unknown := set(tasks or ()) - set(METRICS):
             raise ValueError(f"unknown tasks {sorted(unknown)}: expected some of {', '.join(METRICS)}")
         self._tasks = tasks

@@ -36,7 +36,7 @@ class DatasetEvaluator:
 class DatasetEvaluators(DatasetEvaluator):
     """Several evaluators as one; the union of their results. Stands for Detectron2's `DatasetEvaluators`."""
 
-    def __init__(self, evaluators: Sequence[DatasetEvaluator]):
+    def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
         self._evaluators = evaluators
 
     def reset(self) -> None:
@@ -69,7 +69,7 @@ class _Stopwatch:
 
     PARTS = ("Dataloading", "Inference", "Eval")
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:

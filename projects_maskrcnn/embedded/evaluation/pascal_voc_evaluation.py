@@ -22,7 +22,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             curve.
     """
 
-    def __init__(self, dataset_name: str):
+    def __init__(self, dataset_name: str) -> None:
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
         if self._metadata.year not in (2007, 2012):

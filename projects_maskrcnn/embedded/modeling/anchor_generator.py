@@ -1,7 +1,7 @@
 """Anchors: boxes of fixed sizes and shapes at every cell of a feature map (Faster R-CNN, section 3.1.1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class BufferList(nn.Module):
     def __len__(self) -> int:
         return len(self._buffers)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Tensor]:
         return iter(self._buffers.values())
 
 

@@ -30,7 +30,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_length: float,
         warmup_method: str = "linear",
         rescale_interval: bool = False,
-    ):
+    ) -> None:
         start = warmup_factor * scheduler(0.0)
         if warmup_method == "linear":
             warmup = LinearParamScheduler(start, scheduler(0.0 if rescale_interval else warmup_length))
@@ -63,7 +63,7 @@ class LRMultiplier(LRScheduler):
         multiplier: ParamScheduler,
         max_iter: int,
         last_iter: int = -1,
-    ):
+    ) -> None:
         if not isinstance(multiplier, ParamScheduler):
             raise ValueError(f"multiplier must be an fvcore ParamScheduler, not {type(multiplier).__name__}")
         self._multiplier = multiplier

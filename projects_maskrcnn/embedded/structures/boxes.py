@@ -64,7 +64,7 @@ class BoxMode(IntEnum):
 class Boxes:
     """N boxes of one image: `tensor` is (N, 4) float32, each row x0, y0, x1, y1 in pixels."""
 
-    def __init__(self, tensor: torch.Tensor | np.ndarray | Sequence[Sequence[float]]):
+    def __init__(self, tensor: torch.Tensor | np.ndarray | Sequence[Sequence[float]]) -> None:
         tensor = torch.as_tensor(tensor, dtype=torch.float32)
         if tensor.numel() == 0:
             tensor = tensor.reshape(-1, 4)

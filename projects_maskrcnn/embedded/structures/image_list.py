@@ -14,7 +14,7 @@ class ImageList:
         image_sizes: height and width of each image without its padding, in pixels.
     """
 
-    def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]):
+    def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]) -> None:
         self.tensor = tensor
         self.image_sizes = image_sizes
 

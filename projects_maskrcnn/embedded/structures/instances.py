@@ -30,7 +30,7 @@ class Instances:
     Indexing the instances indexes every field.
     """
 
-    def __init__(self, image_size: tuple[int, int], **kwargs: Any):
+    def __init__(self, image_size: tuple[int, int], **kwargs: Any) -> None:
         """
         Args:
             image_size: height, width of the image, in pixels.

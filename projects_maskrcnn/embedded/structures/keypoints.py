@@ -18,7 +18,7 @@ class Keypoints:
     x and y are pixels of the image. Visibility is COCO's: 0 not labelled, 1 labelled but hidden, 2 visible.
     """
 
-    def __init__(self, keypoints: torch.Tensor | np.ndarray | Sequence):
+    def __init__(self, keypoints: torch.Tensor | np.ndarray | Sequence) -> None:
         keypoints = torch.as_tensor(keypoints, dtype=torch.float32)
         if keypoints.dim() != 3 or keypoints.shape[2] != 3:
             raise ValueError(f"keypoints have shape (N, K, 3), not {tuple(keypoints.shape)}")

@@ -40,7 +40,7 @@ def rasterize_polygons_within_box(polygons: list[np.ndarray], box: np.ndarray, m
 class BitMasks:
     """Masks of N instances of one image as bitmaps: `tensor` is (N, H, W) bool."""
 
-    def __init__(self, tensor: torch.Tensor | np.ndarray):
+    def __init__(self, tensor: torch.Tensor | np.ndarray) -> None:
         tensor = torch.as_tensor(tensor).to(torch.bool)
         if tensor.dim() != 3:
             raise ValueError(f"bitmaps have shape (N, H, W), not {tuple(tensor.shape)}")
@@ -112,7 +112,7 @@ class PolygonMasks:
             array (2V,), x0, y0, x1, y1, ... in pixels of the image. They stay on the CPU.
     """
 
-    def __init__(self, polygons: list[list[torch.Tensor | np.ndarray | Sequence[float]]]):
+    def __init__(self, polygons: list[list[torch.Tensor | np.ndarray | Sequence[float]]]) -> None:
         """
         Raises:
             ValueError: this is no list of lists, or a polygon has fewer than 3 points or half a one.
@@ -188,7 +188,7 @@ class PolygonMasks:
 class ROIMasks:
     """Masks of N instances, each relative to its RoI: `tensor` is (N, M, M), probabilities."""
 
-    def __init__(self, tensor: torch.Tensor):
+    def __init__(self, tensor: torch.Tensor) -> None:
         if tensor.dim() != 3:
             raise ValueError(f"masks of RoIs have shape (N, M, M), not {tuple(tensor.shape)}")
         self.tensor = tensor
@@ -229,7 +229,9 @@ class PastedMasks(Deferred):
         threshold: a pixel belongs to the mask from this probability on.
     """
 
-    def __init__(self, masks: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int], threshold: float = 0.5):
+    def __init__(
+        self, masks: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int], threshold: float = 0.5
+    ) -> None:
         self.masks = masks
         self.boxes = boxes
         self.image_size = image_size

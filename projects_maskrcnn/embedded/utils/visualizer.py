@@ -42,7 +42,7 @@ class VisImage:
         scale: the drawing is this many times as large, so that small images get fine lines and legible text.
     """
 
-    def __init__(self, img: np.ndarray, scale: float = 1.0):
+    def __init__(self, img: np.ndarray, scale: float = 1.0) -> None:
         self.scale = scale
         self.height, self.width = img.shape[:2]
         self.size = max(round(self.width * scale), 1), max(round(self.height * scale), 1)
@@ -83,7 +83,7 @@ class Visualizer:
         scale: float = 1.0,
         instance_mode: ColorMode = ColorMode.IMAGE,
         font_size_scale: float = 1.0,
-    ):
+    ) -> None:
         self.img = np.asarray(img_rgb).clip(0, 255).astype(np.uint8)
         self.metadata = {} if metadata is None else metadata
         self.output = VisImage(self.img, scale=scale)
