@@ -151,6 +151,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     resolve_num_classes(cfg)
     for name in cfg.DATASETS.TEST:
         evaluator_type(name)  # what has none shall not fail after the training
+    if not cfg.OUTPUT_DIR:
+        raise ValueError("OUTPUT_DIR is empty: name a folder for checkpoints, logs and results")
     check_figures(cfg)
     check_ranges(cfg)
     cfg.freeze()
@@ -166,6 +168,13 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, dict[str, float]] | None:
     if cfg.TEST.AUG.ENABLED:
         GeneralizedRCNNWithTTA(cfg, trainer.model)  # what does not fit shall not fail after the training
     trainer.resume_or_load(resume=resume)
+    if trainer.start_iter > trainer.max_iter:
+        logger.warning(
+            "%s has %d iterations already, SOLVER.MAX_ITER is %d: nothing is trained",
+            cfg.OUTPUT_DIR,
+            trainer.start_iter,
+            trainer.max_iter,
+        )
     results = trainer.train()
     if cfg.TEST.AUG.ENABLED:
         results = {**(results or {}), **Trainer.test_with_TTA(cfg, trainer.model)}

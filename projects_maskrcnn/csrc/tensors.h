@@ -98,6 +98,7 @@ inline Rois check_rois(const Tensor& boxes, const Ints& boxes_per_image, const F
                   "; got ", sampling_ratio);
   STD_TORCH_CHECK(rounding >= 0 && rounding <= 2, "rounding must be 0 (none), 1 (RoI) or 2 (RoI and bins); got ",
                   rounding);
+  STD_TORCH_CHECK(canonical_box_size > 0, "canonical_box_size must be positive; got ", canonical_box_size);
   Rois rois{torch::stable::contiguous(boxes), num_images, {}, std::vector<float>(scales.begin(), scales.end())};
   rois.options.bins_y = static_cast<int>(bins_y);
   rois.options.bins_x = static_cast<int>(bins_x);

@@ -61,7 +61,8 @@ def use_coco_files(cfg: CfgNode) -> None:
     Classes and keypoints have the JSON's names; a mirrored image exchanges keypoints `left_` x and `right_` x.
 
     Raises:
-        ValueError: a JSON without its image folder, or the reverse, or one that is not valid COCO (see `check_coco`).
+        ValueError: a JSON without its image folder, or the reverse, one that is not valid COCO (see `check_coco`), or
+            masks to train on that are not in `INPUT.MASK_FORMAT`.
         FileNotFoundError: a path does not exist.
     """
     for split in ("TRAIN", "TEST"):
@@ -79,20 +80,37 @@ def use_coco_files(cfg: CfgNode) -> None:
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-        categories = _categories(name, json_file)
+        coco = _read(name, json_file)
+        if split == "TRAIN" and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+            _check_polygons(coco, json_file)
+        categories = _categories(coco)
         metadata = {"thing_classes": [c["name"] for c in categories], **_keypoint_metadata(name, categories)}
         register_coco_instances(name, metadata, json_file, images)
         cfg.DATASETS[split] = (name,)
 
 
-def _categories(name: str, json_file: str) -> list[dict]:
-    """The categories of a dataset's JSON, by increasing id; all of the JSON is checked, on either framework."""
+def _read(name: str, json_file: str) -> dict:
+    """A dataset's JSON, all of which is checked, on either framework."""
     try:
         coco = json.loads(Path(json_file).read_text())
     except ValueError as error:  # also a file that is not text
         raise ValueError(f"dataset {name}: {json_file} is no COCO JSON: {error}") from error
     check_coco(coco, json_file)
+    return coco
+
+
+def _categories(coco: dict) -> list[dict]:
+    """By increasing id."""
     return sorted(coco["categories"], key=lambda c: c["id"])
+
+
+def _check_polygons(coco: dict, json_file: str) -> None:
+    for annotation in coco.get("annotations", []):
+        if isinstance(annotation.get("segmentation"), dict) and not annotation["iscrowd"]:
+            raise ValueError(
+                f"{json_file}: the mask of annotation {annotation['id']} is an RLE, but INPUT.MASK_FORMAT is polygon: "
+                "set INPUT.MASK_FORMAT bitmask"
+            )
 
 
 def _keypoint_metadata(name: str, categories: list[dict]) -> dict:
@@ -116,19 +134,21 @@ def resolve_num_classes(cfg: CfgNode) -> None:
     """Take `MODEL.ROI_HEADS.NUM_CLASSES` from the data where it is negative; else hold it against the data.
 
     Raises:
-        ValueError: a dataset has another number of classes, or of keypoints, than the model.
+        ValueError: datasets differ in their classes, or have another number of them, or of keypoints, than the model.
         KeyError: a dataset is not registered.
     """
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    classes = {name: len(thing_classes(name)) for name in names}
+    classes = {name: thing_classes(name) for name in names}
     heads = cfg.MODEL.ROI_HEADS
     if heads.NUM_CLASSES < 0:
         if not names:
             raise ValueError("MODEL.ROI_HEADS.NUM_CLASSES is not set, and DATASETS.TRAIN and TEST name no data")
-        heads.NUM_CLASSES = classes[names[0]]
+        heads.NUM_CLASSES = len(classes[names[0]])
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         return
-    for name, count in classes.items():
+    for name in names:
+        _check_same_classes(names[0], classes[names[0]], name, classes[name])
+        count = len(classes[name])
         if count != heads.NUM_CLASSES:
             raise ValueError(
                 f"dataset {name} has {count} classes, but the model has {heads.NUM_CLASSES}: set "
@@ -136,6 +156,16 @@ def resolve_num_classes(cfg: CfgNode) -> None:
             )
         if cfg.MODEL.KEYPOINT_ON:
             _check_keypoints(cfg, name)
+
+
+def _check_same_classes(first: str, of_first: list[str], name: str, classes: list[str]) -> None:
+    """A class is known by its place, so that other names, or the same in another order, would be scored as these."""
+    remedy = "both need the same categories, in the same order of their ids"
+    if len(classes) != len(of_first):
+        raise ValueError(f"dataset {first} has {len(of_first)} classes, but {name} {len(classes)}: {remedy}")
+    for number, (a, b) in enumerate(zip(of_first, classes, strict=True), start=1):
+        if a != b:
+            raise ValueError(f"class {number} of dataset {first} is {a!r}, but of {name} {b!r}: {remedy}")
 
 
 def _check_keypoints(cfg: CfgNode, name: str) -> None:
@@ -179,4 +209,4 @@ def thing_classes(name: str) -> list[str]:
             f"dataset {name}: there is no file {json_file}. Put it there, or set DETECTRON2_DATASETS (now "
             f"{datasets_root()}) to the folder that holds your datasets"
         )
-    return [c["name"] for c in _categories(name, json_file)]
+    return [c["name"] for c in _categories(_read(name, json_file))]

@@ -59,7 +59,7 @@ class RobustMapper:
                 name,
                 dataset_dict.get("image_id"),
                 type(error).__name__,
-                error,
+                str(error).rstrip("."),
                 consequence,
             )
         if len(self.damaged) > self.limit:

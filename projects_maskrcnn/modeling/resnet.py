@@ -219,10 +219,8 @@ def build_maskrcnn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResN
     """The ResNet that `MODEL.RESNETS` describes, with no more stages than `OUT_FEATURES` need."""
     resnets = cfg.MODEL.RESNETS
     stem = Stem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
-    last = max(
-        (int(name[3:]) for name in resnets.OUT_FEATURES if name in ("res2", "res3", "res4", "res5")),
-        default=5,
-    )
+    numbers = {"res2": 2, "res3": 3, "res4": 4}
+    last = max((numbers.get(name, 5) for name in resnets.OUT_FEATURES), default=5)
     stages = []
     for stage in range(2, last + 1):
         dilation = resnets.RES5_DILATION if stage == 5 else 1

@@ -19,6 +19,7 @@ def check_rois(
     bins_y: int,
     bins_x: int,
     sampling_ratio: int,
+    canonical_box_size: float,
 ) -> None:
     """Raise a RuntimeError where these are no arguments of `roi_average` and `roi_max`."""
     check = torch._check
@@ -60,6 +61,7 @@ def check_rois(
         0 <= sampling_ratio <= MAX_BINS,
         lambda: f"sampling_ratio must be 0 (adaptive) to {MAX_BINS}; got {sampling_ratio}",
     )
+    check(canonical_box_size > 0, lambda: f"canonical_box_size must be positive; got {canonical_box_size}")
 
 
 def check_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> None:

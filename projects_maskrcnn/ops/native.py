@@ -6,6 +6,7 @@ the derivatives.
 
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,24 @@ def operators(device: torch.device) -> Any:
     return reference
 
 
-def check_one_device(**tensors: Tensor) -> None:
-    """Raise a ValueError where tensors, given by their names, are on several devices.
+def check_tensors(**given: Tensor | Sequence[Tensor]) -> None:
+    """Hold what is given by its name, a tensor or several, to be tensors on one device.
 
     PyTorch takes an operator with one tensor on `meta` for one whose result is not wanted, and would return memory as
     it is.
+
+    Raises:
+        TypeError: something is no tensor.
+        ValueError: they are on several devices.
     """
-    devices = {name: tensor.device for name, tensor in tensors.items()}
-    if len(set(devices.values())) > 1:
-        places = ", ".join(f"{name} on {device}" for name, device in devices.items())
+    devices = {}
+    for name, tensors in given.items():
+        for tensor in tensors if isinstance(tensors, list | tuple) else (tensors,):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be of tensors, not of {type(tensor).__name__}")
+            devices.setdefault(tensor.device, name)
+    if len(devices) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in devices.items())
         raise ValueError(f"all tensors must be on one device; got {places}")
 
 

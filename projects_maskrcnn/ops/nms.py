@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .native import operators
+from .native import check_tensors, operators
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -18,8 +18,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         or with a coordinate that is not finite stays, and suppresses nothing.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices do not fit, or the threshold is negative or NaN.
+        TypeError, ValueError, RuntimeError: shapes, dtypes or devices do not fit, or the threshold is negative or NaN.
     """
+    check_tensors(boxes=boxes, scores=scores)
     return operators(boxes.device).nms(boxes.detach(), scores.detach(), None, iou_threshold)
 
 
@@ -30,6 +31,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         int64 indices of the kept boxes, by decreasing score.
 
     Raises:
-        RuntimeError: as `nms`.
+        As `nms`.
     """
+    check_tensors(boxes=boxes, scores=scores, idxs=idxs)
     return operators(boxes.device).nms(boxes.detach(), scores.detach(), idxs.long(), iou_threshold)

@@ -48,7 +48,7 @@ def roi_average(
     Returns:
         (R, C, bins_y, bins_x).
     """
-    check_rois(features, boxes, boxes_per_image, scales, bins_y, bins_x, sampling_ratio)
+    check_rois(features, boxes, boxes_per_image, scales, bins_y, bins_x, sampling_ratio, canonical_box_size)
     image, boxes, level = _locate(features, boxes, boxes_per_image, scales, canonical_box_size, canonical_level)
     num_images, channels = features[0].shape[:2]
     # Maps are laid out as rows of channels, one row a cell: all cells of the first level, then of the next.
@@ -83,7 +83,7 @@ def roi_max(
         (R, C, bins_y, bins_x), and for each of its elements the number of the sample, int32: in rows from the bin's
         upper left, or -1 where the greatest is the zero that a sample off the map counts as.
     """
-    check_rois(features, boxes, boxes_per_image, scales, bins_y, bins_x, sampling_ratio)
+    check_rois(features, boxes, boxes_per_image, scales, bins_y, bins_x, sampling_ratio, canonical_box_size)
     image, boxes, level = _locate(features, boxes, boxes_per_image, scales, canonical_box_size, canonical_level)
     edges = _edges(features, boxes, scales, level)
     outputs, numbers = [], []

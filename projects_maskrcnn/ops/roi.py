@@ -8,12 +8,13 @@ the bins too, and interpolates nothing (Table 2c).
 import functools
 import math
 from collections.abc import Sequence
+from operator import index
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .native import check_one_device, operators
+from .native import check_tensors, operators
 from .reference import ROUND_BINS, ROUND_NOTHING, ROUND_ROI
 
 Mode = Literal["average", "max"]
@@ -64,7 +65,7 @@ def roi_align(
         coordinate that is not finite. Differentiable once in `features`, the same bits in every run.
 
     Raises:
-        ValueError, RuntimeError: shapes, dtypes or devices do not fit, or an image index is out of range.
+        TypeError, ValueError, RuntimeError: shapes, dtypes or devices do not fit, or an image index is out of range.
     """
     return _pool(
         features, boxes, output_size, spatial_scale, sampling_ratio, aligned, ROUND_NOTHING, mode,
@@ -132,10 +133,12 @@ def _pool(
     canonical_level: int,
 ) -> Tensor:
     maps = [features] if isinstance(features, Tensor) else list(features)
+    check_tensors(features=maps, boxes=boxes)
     scales = [float(spatial_scale)] if isinstance(spatial_scale, int | float) else [float(s) for s in spatial_scale]
-    if not isinstance(output_size, int) and len(output_size) != 2:
-        raise ValueError(f"output_size must be a number or (height, width), got {tuple(output_size)}")
-    bins_y, bins_x = (output_size, output_size) if isinstance(output_size, int) else output_size
+    sizes = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
+    if len(sizes) != 2:
+        raise ValueError(f"output_size must be a number or (height, width), got {sizes}")
+    bins_y, bins_x = map(index, sizes)
     if not maps or len(maps) != len(scales):
         raise ValueError(f"features of {len(maps)} levels, but spatial_scale of {len(scales)}")
     if len(scales) > 1:
@@ -152,9 +155,9 @@ def _pool(
             )
         rois, counts = boxes, []
         if boxes.device.type == "cuda":  # where kernels cannot raise
-            index = boxes[:, 0]
+            image = boxes[:, 0]
             torch._assert_async(
-                ((index >= 0) & (index < maps[0].shape[0])).all(),
+                ((image >= 0) & (image < maps[0].shape[0])).all(),
                 "the image index of an RoI is out of range",
             )
     else:
@@ -165,15 +168,13 @@ def _pool(
                 raise ValueError(f"boxes of an image must have shape (R, 4) of x0, y0, x1, y1; got {tuple(b.shape)}")
         rois = torch.cat(list(boxes)) if boxes else maps[0].new_zeros(0, 4)
         counts = [len(b) for b in boxes]
-    for x in maps:
-        check_one_device(features=x, boxes=rois)
     dtypes = {x.dtype for x in maps}
     if len(dtypes) > 1:  # under autocast
         dtype = functools.reduce(torch.promote_types, dtypes)
         maps = [x.to(dtype) for x in maps]
     ops = operators(maps[0].device)
     arguments = (
-        maps, rois.detach().float(), counts, scales, bins_y, bins_x, sampling_ratio, aligned, rounding,
-        float(canonical_box_size), canonical_level,
+        maps, rois.detach().float(), counts, scales, bins_y, bins_x, index(sampling_ratio), aligned, rounding,
+        float(canonical_box_size), index(canonical_level),
     )  # fmt: skip
     return ops.roi_average(*arguments) if mode == "average" else ops.roi_max(*arguments)[0]

@@ -79,6 +79,45 @@ def test_another_number_of_classes_is_an_error_that_says_which(cfg):
     resolve_num_classes(cfg)
 
 
+@pytest.mark.parametrize(
+    ("test_classes", "message"),
+    [
+        (["white", "red"], "class 1 of dataset cells_train is 'red', but of held_out_test 'white': both need the same"),
+        (["red"], "dataset cells_train has 2 classes, but held_out_test 1: both need the same categories"),
+    ],
+)
+def test_all_datasets_have_the_same_classes(cfg, coco, test_classes, message):
+    cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TRAIN_IMAGES = coco("cells", "red", "white")
+    cfg.DATASETS.TEST_JSON, cfg.DATASETS.TEST_IMAGES = coco("held_out", *test_classes)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = -1
+    use_coco_files(cfg)
+    with pytest.raises(ValueError, match=message):
+        resolve_num_classes(cfg)
+
+
+def test_encoded_masks_are_no_polygons(cfg, tmp_path):
+    annotation = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0}
+    encoded, drawn = {"size": [4, 4], "counts": [0, 2, 14]}, [[0, 0, 2, 0, 2, 2]]
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 4, "width": 4}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [
+            {**annotation, "id": 1, "segmentation": drawn},
+            {**annotation, "id": 2, "segmentation": encoded, "iscrowd": 1},  # left out of training
+            {**annotation, "id": 3, "segmentation": encoded},
+        ],
+    }
+    path = tmp_path / "cells.json"
+    path.write_text(json.dumps(content))
+    cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TRAIN_IMAGES, cfg.MODEL.MASK_ON = str(path), str(tmp_path), True
+    with pytest.raises(ValueError, match="annotation 3 is an RLE, but .* polygon: set INPUT.MASK_FORMAT bitmask"):
+        use_coco_files(cfg)
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    use_coco_files(cfg)
+    cfg.INPUT.MASK_FORMAT, cfg.MODEL.MASK_ON = "polygon", False
+    use_coco_files(cfg)
+
+
 def test_keypoints_must_fit(cfg):
     cfg.MODEL.KEYPOINT_ON = True
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = -1

@@ -1,6 +1,7 @@
 """Mask pasting and its run-length encoding: the definition of bilinear interpolation in float64, Detectron2's rasters,
 pycocotools' strings."""
 
+import json
 import math
 
 import numpy as np
@@ -259,5 +260,21 @@ def test_encoding_refuses_what_has_none(native):
 
 @pytest.mark.parametrize("threshold", [-0.5, float("nan")])
 def test_an_encoding_needs_a_decision(implementation, threshold):
+    if math.isnan(threshold):
+        with pytest.raises(ValueError, match="threshold is NaN"):
+            paste_masks(torch.ones(1, 4, 4), torch.tensor([[0.0, 0, 8, 8]]), (9, 9), threshold)
     with pytest.raises(ValueError, match="threshold is "):
         masks_to_rle(torch.ones(1, 4, 4), torch.tensor([[0.0, 0, 8, 8]]), (9, 9), threshold)
+
+
+def test_the_size_of_an_image_is_two_integers(implementation):
+    masks, boxes = torch.ones(1, 4, 4), torch.tensor([[0.0, 0, 8, 8]])
+    (rle,) = masks_to_rle(masks, boxes, (np.int64(9), torch.tensor(7)))
+    assert json.loads(json.dumps(rle["size"])) == [9, 7]
+    for function in (paste_masks, masks_to_rle):
+        with pytest.raises(ValueError, match=r"image_size must be \(height, width\), got \(9,\)"):
+            function(masks, boxes, (9,))
+        with pytest.raises(TypeError, match="integer"):
+            function(masks, boxes, (9.5, 7))
+        with pytest.raises(TypeError, match="masks must be of tensors, not of ndarray"):
+            function(masks.numpy(), boxes, (9, 7))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -283,12 +284,37 @@ def test_tensors_on_several_devices_are_refused():
     x, boxes = torch.ones(1, 2, 4, 4), torch.tensor([[0.0, 0.0, 2.0, 2.0]])
     with pytest.raises(ValueError, match="one device; got features on cpu, boxes on meta"):
         ops.roi_align(x, [boxes.to("meta")], 2)
-    with pytest.raises(ValueError, match="one device; got features on meta, boxes on cpu"):
+    with pytest.raises(ValueError, match="one device; got features on cpu, features on meta"):
         ops.roi_align([x, x.to("meta")], [boxes], 2, [1, 0.5])
     with pytest.raises(ValueError, match="one device; got masks on cpu, boxes on meta"):
         ops.paste_masks(x[:, 0], boxes.to("meta"), (4, 4))
 
 
-def test_an_output_size_of_three_numbers_is_refused():
-    with pytest.raises(ValueError, match=r"output_size must be a number or \(height, width\), got \(2, 2, 2\)"):
-        ops.roi_align(torch.ones(1, 2, 4, 4), [torch.zeros(0, 4)], (2, 2, 2))
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"features": np.zeros((1, 2, 4, 4))}, TypeError, "features must be of tensors, not of ndarray"),
+        ({"boxes": [np.zeros((1, 4))]}, TypeError, "boxes must be of tensors, not of ndarray"),
+        ({"output_size": (2, 2, 2)}, ValueError, r"output_size must be a number or \(height, width\), got \(2, 2, 2\)"),
+        ({"output_size": 7.0}, TypeError, "'float' object cannot be interpreted as an integer"),
+        ({"sampling_ratio": 2.5}, TypeError, "'float' object cannot be interpreted as an integer"),
+        ({"canonical_box_size": 0.0}, RuntimeError, "canonical_box_size must be positive; got 0"),
+        ({"canonical_box_size": math.nan}, RuntimeError, "canonical_box_size must be positive; got nan"),
+    ],
+)
+def test_what_is_no_argument_at_all(implementation, change, error, message):
+    given = {"features": torch.ones(1, 2, 4, 4), "boxes": [torch.zeros(0, 4)], "output_size": 2}
+    with pytest.raises(error, match=message):
+        ops.roi_align(**{**given, **change})
+
+
+@pytest.mark.parametrize("scales", [[1 / 8, 1 / 4], [1 / 4, 1 / 10], [1 / 3, 1 / 6]])
+def test_levels_of_no_pyramid_are_refused(implementation, scales):
+    maps = [torch.ones(1, 2, 8, 8), torch.ones(1, 2, 4, 4)]
+    with pytest.raises(ValueError, match="not consecutive powers of two"):
+        ops.roi_align(maps, [torch.zeros(0, 4)], 2, scales)
+
+
+def test_an_output_size_of_other_integers():
+    x, boxes = torch.rand(1, 2, 4, 4), [torch.tensor([[0.0, 0.0, 3.0, 3.0]])]
+    assert torch.equal(ops.roi_align(x, boxes, np.int64(2)), ops.roi_align(x, boxes, [2, 2]))

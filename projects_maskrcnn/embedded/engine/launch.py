@@ -41,6 +41,8 @@ def launch(
     Raises:
         ValueError: this machine has fewer GPUs, there is no such machine, or `dist_url` is "auto" with several.
     """
+    if num_machines < 1 or num_gpus_per_machine < 0:
+        raise ValueError(f"--num-machines {num_machines} and --num-gpus {num_gpus_per_machine}: give 1 or more")
     if not 0 <= machine_rank < num_machines:
         raise ValueError(f"--machine-rank {machine_rank} is not within 0 to {num_machines - 1} (--num-machines - 1)")
     world_size = num_machines * num_gpus_per_machine
@@ -50,6 +52,8 @@ def launch(
         raise ValueError(
             f"{num_gpus_per_machine} GPUs asked for (--num-gpus), but this machine has {torch.cuda.device_count()}"
         )
+    if dist_url not in (None, "auto") and "://" not in dist_url:
+        raise ValueError(f"--dist-url {dist_url} is no address: give tcp://HOST:PORT")
     if dist_url in (None, "auto") and num_machines > 1:
         raise ValueError("--dist-url auto works on one machine; give the address of machine 0, tcp://HOST:PORT")
     with tempfile.TemporaryDirectory() as folder:

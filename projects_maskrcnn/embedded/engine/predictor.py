@@ -46,8 +46,11 @@ class DefaultPredictor:
 
 
 def _check_image(image: np.ndarray | None) -> None:
-    if image is None:
-        raise ValueError("expected an image; cv2.imread gives None for a file that it cannot read")
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"expected an image as cv2.imread gives it, not {type(image).__name__}; of a file that it cannot read "
+            "cv2.imread makes None"
+        )
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"expected an image (height, width, 3), BGR; got {image.shape}. See cv2.cvtColor for others")
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
