@@ -21,6 +21,7 @@ from torch import nn
 from .checkpoint import MaskRCNNCheckpointer
 from .evaluation import ProposalWriter
 from .framework import CfgNode, DefaultTrainer, FrozenBatchNorm2d, comm
+from .weights.files import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ def train_in_steps(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> str:
         if steps == 4:
             proposals = torch.load(weights[2], map_location="cpu", weights_only=True)["model"]
             model |= {name: value for name, value in proposals.items() if name.startswith("proposal_generator.")}
-        torch.save({"model": model}, output / WEIGHTS)
+        with replaced(output / WEIGHTS) as unfinished:
+            torch.save({"model": model}, unfinished)
     comm.synchronize()
     return str(output / WEIGHTS)
 

@@ -8,7 +8,6 @@ Weights alone are written, not the state of a training.
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from .framework import PathManager, setup_logger
 from .weights import CheckpointError, local_file, read_weights, rename_known
+from .weights.files import replaced
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -35,18 +35,15 @@ def save(weights: dict[str, Tensor], destination: Path, **more: Any) -> None:
     Raises:
         CheckpointError: it cannot be written; a file that was there is as it was.
     """
-    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if destination.suffix == ".safetensors":
-            from safetensors.torch import save_file
+        with replaced(destination) as unfinished:
+            if destination.suffix == ".safetensors":
+                from safetensors.torch import save_file
 
-            save_file(weights, unfinished)
-        else:
-            torch.save({"model": weights, **more}, unfinished)
-        os.replace(unfinished, destination)
+                save_file(weights, unfinished)
+            else:
+                torch.save({"model": weights, **more}, unfinished)
     except Exception as error:  # a full disk is a RuntimeError of torch, and an own type of safetensors
-        unfinished.unlink(missing_ok=True)
         raise CheckpointError(f"{destination} cannot be written ({error}): make room, or name another file") from error
 
 

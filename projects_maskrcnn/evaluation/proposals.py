@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..framework import BoxMode, DatasetEvaluator, comm
+from ..weights.files import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +40,8 @@ class ProposalWriter(DatasetEvaluator):
         if comm.is_main_process():
             ids, boxes, logits = zip(*(p for proposals in gathered for p in proposals), strict=True)
             content = {"ids": list(ids), "boxes": list(boxes), "objectness_logits": list(logits)}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path.with_suffix(".unfinished")
-            with unfinished.open("wb") as file:
+            with replaced(self.path) as unfinished, unfinished.open("wb") as file:
                 pickle.dump({**content, "bbox_mode": BoxMode.XYXY_ABS.value}, file)
-            unfinished.replace(self.path)
             logger.info("Wrote the proposals of %d images to %s", len(ids), self.path)
         comm.synchronize()
         return {}

@@ -5,7 +5,6 @@ out of the training images and classified, which takes a minute or two. It invol
 favours no row.
 """
 
-import os
 from pathlib import Path
 
 import cv2
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ..config import add_maskrcnn_config
 from ..framework import BoxMode, DatasetCatalog, MetadataCatalog, ShapeSpec, get_cfg
 from ..modeling.resnet import build_maskrcnn_resnet_backbone
+from ..weights.files import replaced
 from .rows import SMALL
 
 SIDE = 64
@@ -93,7 +93,5 @@ def starting_weights(file: Path, data: str, depth: int, device: str) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    torch.save({"model": backbone.cpu().state_dict(), "matching_heuristics": True}, unfinished)
-    unfinished.rename(file)
+    with replaced(file) as unfinished:
+        torch.save({"model": backbone.cpu().state_dict(), "matching_heuristics": True}, unfinished)

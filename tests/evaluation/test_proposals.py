@@ -1,5 +1,8 @@
 """Proposal files: what is written is what the framework reads."""
 
+import pickle
+
+import pytest
 import torch
 
 from projects_maskrcnn.evaluation import ProposalWriter
@@ -28,3 +31,19 @@ def test_the_framework_reads_what_is_written(tmp_path):
     assert second["proposal_boxes"].tolist() == [[5, 6, 7, 8], [1, 2, 3, 4]]  # by decreasing score
     assert second["proposal_objectness_logits"].tolist() == [2, -1]
     assert second["proposal_bbox_mode"] == BoxMode.XYXY_ABS
+
+
+def test_an_interrupted_writer_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "proposals.pkl"
+    path.write_bytes(b"as it was")
+
+    def half(content, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pickle, "dump", half)
+    writer = ProposalWriter(path)
+    writer.process([{"image_id": 7}], [proposals([[9.0, 9.0, 9.0, 9.0]], [1.0])])
+    with pytest.raises(OSError, match="disk full"):
+        writer.evaluate()
+    assert path.read_bytes() == b"as it was" and list(tmp_path.iterdir()) == [path]

@@ -1,10 +1,8 @@
 """Checkpoints that are tensors only when read, and never half written."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +10,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ...weights import CheckpointError, load_for, local_file
+from ...weights.files import replaced
 from ..utils import comm
 from ..utils.file_io import PathManager
 
@@ -61,11 +60,10 @@ class DetectionCheckpointer(Checkpointer):
             return
         states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
         data = {"model": self.model.state_dict(), **_plain({**states, **kwargs})}
-        os.makedirs(self.save_dir, exist_ok=True)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         try:
-            with _replaced(path) as f:
+            with replaced(path) as unfinished, unfinished.open("wb") as f:
                 torch.save(data, f)
         except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
             raise OSError(
@@ -76,8 +74,8 @@ class DetectionCheckpointer(Checkpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Makes `last_filename_basename`, a file of the folder, the one to resume from."""
-        with _replaced(os.path.join(self.save_dir, "last_checkpoint")) as f:
-            f.write(last_filename_basename.encode())
+        with replaced(os.path.join(self.save_dir, "last_checkpoint")) as unfinished:
+            unfinished.write_text(last_filename_basename)
 
     def load(self, path: str | os.PathLike, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Loads the model, and the checkpointables that the file has.
@@ -126,20 +124,6 @@ class DetectionCheckpointer(Checkpointer):
         # Old Detectron2 checkpoints hold the anchors, which are computed now.
         unexpected = [key for key in incompatible.unexpected_keys if "anchor_generator.cell_anchors" not in key]
         return incompatible._replace(unexpected_keys=unexpected)
-
-
-@contextmanager
-def _replaced(path: str) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `path` once it is on the disk; until then `path` is untouched."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _plain(value: Any, name: str = "") -> Any:

@@ -243,6 +243,21 @@ def test_converted_file_is_kept(name, tmp_path, caplog):
     assert json.loads(file.read_text())["annotations"] == []
 
 
+def test_an_interrupted_conversion_leaves_what_was_there(name, tmp_path, monkeypatch):
+    registered(name, [], thing_classes=["p"])
+    file = tmp_path / "x.json"
+    file.write_text("as it was")
+
+    def half(content, file):
+        file.write("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(json, "dump", half)
+    with pytest.raises(OSError, match="disk full"):
+        convert_to_coco_json(name, str(file), allow_cached=False)
+    assert file.read_text() == "as it was" and {p.name for p in tmp_path.iterdir()} <= {"x.json", "x.json.lock"}
+
+
 def test_builtin_names_and_places():
     for name, json_file, image_root in [
         ("coco_2017_train", "coco/annotations/instances_train2017.json", "coco/train2017"),

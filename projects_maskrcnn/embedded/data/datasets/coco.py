@@ -11,6 +11,7 @@ import pycocotools.mask as mask_util
 from iopath.common.file_io import file_lock
 
 from ....coco_check import CocoFormatError, boxes_without_area, check_coco
+from ....weights.files import replaced
 from ...structures import BoxMode, PolygonMasks
 from ...utils.file_io import PathManager
 from ..catalog import DatasetCatalog, MetadataCatalog
@@ -154,10 +155,8 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
             logger.warning("Using %s of an earlier run: delete it if dataset %r changed.", output_file, dataset_name)
             return
         coco = convert_to_coco_dict(dataset_name)
-        unfinished = f"{output_file}.tmp"
-        with PathManager.open(unfinished, "w") as file:
+        with replaced(output_file) as unfinished, unfinished.open("w") as file:
             json.dump(coco, file)
-        os.replace(unfinished, output_file)
     logger.info("Wrote %d annotations of %r to %s", len(coco["annotations"]), dataset_name, output_file)
 
 
