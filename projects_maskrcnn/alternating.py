@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
 from .checkpoint import MaskRCNNCheckpointer
 from .evaluation import ProposalWriter
 from .framework import CfgNode, DefaultTrainer, FrozenBatchNorm2d, comm
-from .weights.files import replaced
+from .weights import read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +67,7 @@ def train_in_steps(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> str:
 
     Raises:
         ValueError: the number of steps is not 2 or 4, or a step in `OUTPUT_DIR` was trained with another config.
+        CheckpointError: the weights of a step cannot be read, or `model_final.pth` not be written.
     """
     steps = cfg.MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS
     if steps not in (2, 4):
@@ -93,12 +93,11 @@ def train_in_steps(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> str:
         _train_proposals(proposals_config(cfg, folders[2], weights[1]), cfg, FixedBackbone)
         _train(heads_config(cfg, folders[3], weights[1], folders[2]), FixedBackbone)
     if comm.is_main_process():
-        model = torch.load(weights[-1], map_location="cpu", weights_only=True)["model"]
+        model = read_weights(weights[-1])["model"]
         if steps == 4:
-            proposals = torch.load(weights[2], map_location="cpu", weights_only=True)["model"]
+            proposals = read_weights(weights[2])["model"]
             model |= {name: value for name, value in proposals.items() if name.startswith("proposal_generator.")}
-        with replaced(output / WEIGHTS) as unfinished:
-            torch.save({"model": model}, unfinished)
+        write_weights(output / WEIGHTS, model)
     comm.synchronize()
     return str(output / WEIGHTS)
 

@@ -9,42 +9,11 @@ Weights alone are written, not the state of a training.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from .framework import PathManager, setup_logger
-from .weights import CheckpointError, local_file, read_weights, rename_known
-from .weights.files import replaced
-
-SUFFIXES = (".pth", ".safetensors")
-
-
-def check_destination(source: str, destination: Path, suffixes: tuple[str, ...] = SUFFIXES) -> None:
-    """Raise a ValueError where weights cannot be rewritten from a local `source` to `destination`."""
-    if destination.suffix not in suffixes:
-        raise ValueError(f"{destination}: name a file that ends in one of {', '.join(suffixes)}")
-    if destination.is_file() and destination.samefile(source):
-        raise ValueError(f"{destination} is the source itself, of which more than weights would be lost: name another")
-
-
-def save(weights: dict[str, Tensor], destination: Path, **more: Any) -> None:
-    """Write a weights file, whole or not at all. Args: more: what a .pth holds beside the weights.
-
-    Raises:
-        CheckpointError: it cannot be written; a file that was there is as it was.
-    """
-    try:
-        with replaced(destination) as unfinished:
-            if destination.suffix == ".safetensors":
-                from safetensors.torch import save_file
-
-                save_file(weights, unfinished)
-            else:
-                torch.save({"model": weights, **more}, unfinished)
-    except Exception as error:  # a full disk is a RuntimeError of torch, and an own type of safetensors
-        raise CheckpointError(f"{destination} cannot be written ({error}): make room, or name another file") from error
+from .weights import CheckpointError, check_destination, local_file, read_weights, rename_known, write_weights
 
 
 def convert(source: str, destination: str | Path) -> dict[str, Tensor]:
@@ -59,10 +28,9 @@ def convert(source: str, destination: str | Path) -> dict[str, Tensor]:
     check_destination(source, destination)
     content = read_weights(source)
     weights, of_a_part = rename_known(content["model"])
-    weights = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
     # by this key Detectron2 knows that names are to be completed, as those of a backbone are
     completed = {"matching_heuristics": True} if of_a_part or content.get("matching_heuristics") else {}
-    save(weights, destination, __author__="projects_maskrcnn", **completed)
+    write_weights(destination, weights, __author__="projects_maskrcnn", **completed)
     return weights
 
 

@@ -3,9 +3,9 @@
 python -m projects_maskrcnn.transfer_classes SRC DST \\
     --source coco_2017_train --target cityscapes_fine_instance_seg_train
 
-SRC is a path or a URL of weights for the classes of the dataset `--source`; DST, a .pth, gets weights for those of
-`--target`. Classes are the same that have the same name. The others start at random, as the heads of a new model do;
-of Cityscapes that is `rider` (paper, appendix A).
+SRC is a path or a URL of weights for the classes of the dataset `--source`; DST, a .pth or .safetensors file, gets
+weights for those of `--target`. Classes are the same that have the same name. The others start at random, as the heads
+of a new model do; of Cityscapes that is `rider` (paper, appendix A).
 """
 
 import argparse
@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .convert import check_destination, save
 from .data.datasets import thing_classes
 from .framework import PathManager
-from .weights import CheckpointError, local_file, read_weights, rename_known
+from .weights import CheckpointError, check_destination, local_file, read_weights, rename_known, write_weights
 
 SYNONYMS = {  # PASCAL VOC's names -> COCO's
     "aeroplane": "airplane",
@@ -78,9 +77,9 @@ def main() -> None:
     try:
         source, target = thing_classes(args.source), thing_classes(args.target)
         file = local_file(args.weights, PathManager)
-        check_destination(file, args.output, (".pth",))
+        check_destination(file, args.output)
         weights, _ = rename_known(read_weights(file)["model"])
-        save(transfer_classes(weights, source, target), args.output)
+        write_weights(args.output, transfer_classes(weights, source, target))
     except (CheckpointError, FileNotFoundError, KeyError, ValueError) as error:
         parser.exit(1, f"{error.args[0]}\n")
     shared = {SYNONYMS.get(n, n) for n in source} & {SYNONYMS.get(n, n) for n in target}

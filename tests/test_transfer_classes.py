@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from projects_maskrcnn.transfer_classes import transfer_classes
 
@@ -92,16 +93,18 @@ def test_an_unknown_dataset_is_named(root, tmp_path):
     assert result.returncode == 1 and "'coco_2017_trian' is not registered: did you mean coco_2017_" in result.stderr
 
 
-def test_command_line(root, tmp_path):
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_command_line(root, tmp_path, suffix):
     torch.manual_seed(0)
     old = layers(80)
     torch.save({"model": old}, tmp_path / "coco.pth")
-    command = [sys.executable, "-m", "projects_maskrcnn.transfer_classes", tmp_path / "coco.pth", tmp_path / "new.pth"]
+    new = tmp_path / f"new{suffix}"
+    command = [sys.executable, "-m", "projects_maskrcnn.transfer_classes", tmp_path / "coco.pth", new]
     command += ["--source", "coco_2017_train", "--target", "cityscapes_fine_instance_seg_train"]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "7 of 8 classes" in result.stdout
-    new = torch.load(tmp_path / "new.pth", weights_only=True)["model"]
+    new = load_file(new) if suffix == ".safetensors" else torch.load(new, weights_only=True)["model"]
     # Cityscapes: person, rider, car, truck, bus, train, motorcycle, bicycle; COCO: person 0, bicycle 1, car 2,
     # motorcycle 3, bus 5, train 6, truck 7
     rows = new["roi_heads.mask_head.predictor.weight"]

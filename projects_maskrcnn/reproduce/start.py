@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config import add_maskrcnn_config
 from ..framework import BoxMode, DatasetCatalog, MetadataCatalog, ShapeSpec, get_cfg
 from ..modeling.resnet import build_maskrcnn_resnet_backbone
-from ..weights.files import replaced
+from ..weights import write_weights
 from .rows import SMALL
 
 SIDE = 64
@@ -93,5 +93,4 @@ def starting_weights(file: Path, data: str, depth: int, device: str) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-    with replaced(file) as unfinished:
-        torch.save({"model": backbone.cpu().state_dict(), "matching_heuristics": True}, unfinished)
+    write_weights(file, backbone.cpu().state_dict(), matching_heuristics=True)

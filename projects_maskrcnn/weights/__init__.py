@@ -1,4 +1,4 @@
-"""Weights files: what they may be, read without running what is in them, and fitted to a model.
+"""Weights files: what they may be, read without running what is in them, fitted to a model, and written.
 
 Stands below both frameworks, as `ops` does: imports third parties, and nothing of ours.
 """
@@ -6,3 +6,4 @@ Stands below both frameworks, as `ops` does: imports third parties, and nothing 
 from .fitting import fit, load_for, rename_known
 from .reader import CheckpointError, local_file, read_weights
 from .torchvision_names import COCO_GAPS, DEFAULT_INPUT, InputFormat
+from .writer import check_destination, write_weights

@@ -7,6 +7,7 @@ import torch
 
 from projects_maskrcnn import add_maskrcnn_config, alternating
 from projects_maskrcnn.framework import DefaultTrainer, get_cfg, load_proposals_into_dataset
+from projects_maskrcnn.weights import CheckpointError
 
 KEY = "MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS"
 VALUES = {"SOLVER.BASE_LR": 1e-3, "SOLVER.WARMUP_ITERS": 0, "MODEL.BACKBONE.FREEZE_AT": 0}
@@ -56,16 +57,41 @@ def test_four_steps_give_one_network(norm, config, run, weights, tmp_path):
     assert equal(final["roi_heads"], steps[3]["roi_heads"])
 
 
-def test_what_each_of_four_steps_starts_from(monkeypatch, tmp_path):
+@pytest.fixture
+def steps(monkeypatch):
+    """The configs of the steps, which are not trained: each leaves weights of one tensor."""
     steps = []
 
     def train(cfg, *_):
         steps.append(cfg)
         Path(cfg.OUTPUT_DIR).mkdir()
-        torch.save({"model": {}}, Path(cfg.OUTPUT_DIR) / "model_final.pth")
+        torch.save({"model": {"weight": torch.ones(1)}}, Path(cfg.OUTPUT_DIR) / "model_final.pth")
 
     monkeypatch.setattr(alternating, "_train", train)
     monkeypatch.setattr(alternating, "_train_proposals", train)
+    return steps
+
+
+def test_an_interrupted_end_leaves_what_was_there(steps, monkeypatch, tmp_path):
+    save, path = torch.save, tmp_path / "model_final.pth"
+    path.write_bytes(b"as it was")
+
+    def full(content, file):
+        if Path(file).parent != tmp_path:
+            return save(content, file)
+        Path(file).write_bytes(b"half")
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    cfg = get_cfg()
+    add_maskrcnn_config(cfg)
+    cfg.OUTPUT_DIR, cfg.MODEL.PROPOSAL_GENERATOR.TRAINED_IN_STEPS = str(tmp_path), 2
+    with pytest.raises(CheckpointError, match="model_final.pth cannot be written .no space left"):
+        alternating.train_in_steps(cfg, DefaultTrainer)
+    assert path.read_bytes() == b"as it was" and [p for p in tmp_path.iterdir() if p.is_file()] == [path]
+
+
+def test_what_each_of_four_steps_starts_from(steps, tmp_path):
     cfg = get_cfg()
     add_maskrcnn_config(cfg)
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = str(tmp_path), "imagenet.pkl"
