@@ -31,7 +31,11 @@ CELL = 384
 
 
 def read_config(output_dir: Path) -> CfgNode:
-    """The config that the run wrote."""
+    """The config that the run wrote.
+
+    Raises:
+        FileNotFoundError: there is none in the folder.
+    """
     cfg = get_cfg()
     add_maskrcnn_config(cfg)
     cfg.set_new_allowed(True)  # keys of other projects
@@ -42,7 +46,7 @@ def read_config(output_dir: Path) -> CfgNode:
 
 def _needed(path: Path) -> Path:
     if not path.is_file():
-        raise SystemExit(f"There is no {path}: name the OUTPUT_DIR of a run of train_net.py that has been evaluated")
+        raise FileNotFoundError(f"There is no {path}: name the OUTPUT_DIR of a run of train_net.py that is evaluated")
     return path
 
 
@@ -97,15 +101,21 @@ def draw_curves(metrics: list[dict[str, float]], path: Path) -> None:
 
 
 def draw_predictions(cfg: CfgNode, output_dir: Path, path: Path, num: int, min_score: float) -> None:
-    """A grid of `num` images of the first test set: ground truth on the left, predictions on the right."""
+    """A grid of `num` images of the first test set: ground truth on the left, predictions on the right.
+
+    Raises:
+        FileNotFoundError: the run was not evaluated.
+        ValueError: it has no test set, or its results are not whole.
+        OSError: the picture cannot be written.
+    """
     if not cfg.DATASETS.TEST:
-        raise SystemExit(f"The run in {output_dir} has no DATASETS.TEST, so that there is nothing to show")
+        raise ValueError(f"The run in {output_dir} has no DATASETS.TEST, so that there is nothing to show")
     name = cfg.DATASETS.TEST[0]
     file = _needed(output_dir / "inference" / "coco_instances_results.json")
     try:
         results = json.loads(file.read_text())
     except ValueError as error:
-        raise SystemExit(f"{file} is not whole ({error}): evaluate the run again, with --eval-only --resume") from error
+        raise ValueError(f"{file} is not whole ({error}): evaluate the run again, with --eval-only --resume") from error
     by_image: dict[int, list[dict]] = defaultdict(list)
     for result in results:
         if result["score"] >= min_score:
@@ -123,7 +133,7 @@ def draw_predictions(cfg: CfgNode, output_dir: Path, path: Path, num: int, min_s
         text = "prediction" if index % 2 else "ground truth"
         cv2.putText(titles, text, (index * cell + 8, 26), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2, cv2.LINE_AA)
     if not cv2.imwrite(str(path), np.vstack([titles, *rows])[:, :, ::-1]):
-        raise SystemExit(f"{path} cannot be written")
+        raise OSError(f"{path} cannot be written")
 
 
 def _choose(records: list[dict], num: int) -> list[dict]:
@@ -184,11 +194,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.num < 1:
         parser.error(f"--num is {args.num}: one image or more")
-    cfg = read_config(args.output_dir)
-    metrics = read_metrics(args.output_dir)
     folder = args.output_dir / "show"
-    folder.mkdir(exist_ok=True)
-    draw_predictions(cfg, args.output_dir, folder / "predictions.png", args.num, args.min_score)
+    try:
+        cfg = read_config(args.output_dir)
+        folder.mkdir(exist_ok=True)
+        draw_predictions(cfg, args.output_dir, folder / "predictions.png", args.num, args.min_score)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    metrics = read_metrics(args.output_dir)
     written = [folder / "predictions.png"]
     if metrics:
         draw_curves(metrics, folder / "curves.png")

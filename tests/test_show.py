@@ -1,6 +1,7 @@
 """Pictures and a table of runs that these tests write by hand."""
 
 import json
+import re
 import sys
 
 import cv2
@@ -48,6 +49,19 @@ def shown(monkeypatch, output, *arguments):
     picture = cv2.imread(str(output / "show" / "predictions.png"))
     picture = picture[-(show.CELL + 6) :]  # below the titles
     return picture[: show.CELL, : show.CELL], picture[: show.CELL, show.CELL + 6 : 2 * show.CELL + 6]
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """A function from a run that cannot be shown to what the command says before it ends with status 1."""
+
+    def refused(output):
+        with pytest.raises(SystemExit) as error:
+            shown(monkeypatch, output)
+        assert error.value.code == 1
+        return capsys.readouterr().err
+
+    return refused
 
 
 def result(**fields):
@@ -142,24 +156,21 @@ def test_an_evaluation_alone_has_no_curves(run, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "inference/coco_instances_results.json"])
-def test_a_folder_that_is_no_run_says_so(run, monkeypatch, name):
+def test_a_folder_that_is_no_run_says_so(run, refused, name):
     output = run([])
     (output / name).unlink()
-    with pytest.raises(SystemExit, match=f"There is no .*{name}.*OUTPUT_DIR"):
-        shown(monkeypatch, output)
+    assert re.search(f"There is no .*{name}.*OUTPUT_DIR", refused(output))
 
 
-def test_what_cannot_be_shown(run, monkeypatch):
+def test_what_cannot_be_shown(run, refused):
     output = run([result()])
     (output / "show" / "predictions.png").mkdir(parents=True)
-    with pytest.raises(SystemExit, match="predictions.png cannot be written"):
-        shown(monkeypatch, output)
+    assert "predictions.png cannot be written" in refused(output)
     (output / "config.yaml").write_text(yaml.safe_dump({"VERSION": 2, "DATASETS": {"TRAIN": [], "TEST": []}}))
-    with pytest.raises(SystemExit, match="has no DATASETS.TEST"):
-        shown(monkeypatch, output)
+    assert "has no DATASETS.TEST" in refused(output)
 
 
-def test_what_a_killed_run_left_half_written(run, monkeypatch, capsys):
+def test_what_a_killed_run_left_half_written(run, refused, monkeypatch, capsys):
     """Lines of metrics.json, also one to which a resumed run has added its own, are left out; results are needed."""
     output = run([], metrics=[{"iteration": 19, "bbox/AP": 11.0}])
     with (output / "metrics.json").open("a") as file:
@@ -167,5 +178,4 @@ def test_what_a_killed_run_left_half_written(run, monkeypatch, capsys):
     shown(monkeypatch, output)
     assert "11.0" in capsys.readouterr().out
     (output / "inference" / "coco_instances_results.json").write_text('[{"ima')
-    with pytest.raises(SystemExit, match="coco_instances_results.json is not whole.*--eval-only --resume"):
-        shown(monkeypatch, output)
+    assert re.search("coco_instances_results.json is not whole.*--eval-only --resume", refused(output))

@@ -342,7 +342,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    generate(args.output.resolve(), args.train, args.val, args.seed)
+    try:
+        generate(args.output.resolve(), args.train, args.val, args.seed)
+    except OSError as error:
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

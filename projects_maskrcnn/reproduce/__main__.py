@@ -24,9 +24,10 @@ import torch
 import yaml
 
 from ..show import read_metrics
+from ..weights import CheckpointError
 from .claims import CLAIMS, Results
 from .report import draw, machine, report, software
-from .rows import ROOT, Row, default_data, known_data, rows_of
+from .rows import ROOT, SMALL, Row, default_data, known_data, rows_of
 from .start import BATCH, ITERATIONS, starting_weights
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def train(config: dict, folder: Path) -> None:
     """Run `train_net.py`, or go on with a run that was stopped.
 
     Raises:
-        SystemExit: it failed.
+        ChildProcessError: it failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file, console = folder / "row.yaml", folder / "console.txt"
@@ -49,7 +50,7 @@ def train(config: dict, folder: Path) -> None:
     with console.open("a") as output:
         done = subprocess.run([*command, "OUTPUT_DIR", str(folder)], stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f"{shlex.join(command)} failed; {console} ends:\n{console.read_text()[-SHOWN_ERROR:]}")
+        raise ChildProcessError(f"{shlex.join(command)} failed; {console} ends:\n{console.read_text()[-SHOWN_ERROR:]}")
 
 
 def figures(folder: Path) -> dict[str, float] | None:
@@ -71,7 +72,7 @@ def plan(rows: Sequence[Row], folder: Path, data: str, device: str, budget: floa
     """What all runs of the table have in common: timed at first, read from `plan.json` later.
 
     Raises:
-        SystemExit: the folder holds runs of another plan.
+        FileExistsError: the folder holds runs of another plan.
     """
     file = folder / "plan.json"
     wanted = {"data": data, "device": device, "budget": budget}
@@ -79,7 +80,9 @@ def plan(rows: Sequence[Row], folder: Path, data: str, device: str, budget: floa
         present = json.loads(file.read_text())
         others = [f"{key} {present[key]}, not {value}" for key, value in wanted.items() if present[key] != value]
         if others:
-            raise SystemExit(f"{folder} holds runs with {'; '.join(others)}: repeat that, or give another --output")
+            raise FileExistsError(
+                f"{folder} holds runs with {'; '.join(others)}: repeat that, or give another --output"
+            )
         return present
     seconds = {}
     for row in rows:
@@ -116,7 +119,7 @@ def write_report(output: Path, table: str, plan: dict, command: str) -> Path:
     results = collect(output, [row for name in sorted(tables) for row in rows_of(name)])
     rows = rows_of(table)
     runs = [run for row in rows for run in results[row.id]]
-    solver = yaml.safe_load((ROOT / "configs/quick/paper/Base.yaml").read_text())["SOLVER"]
+    solver = yaml.safe_load((SMALL / "Base.yaml").read_text())["SOLVER"]
     minutes = sum(run.get("time", 0.0) for run in runs) * plan["iterations"] / 60
     facts = {
         "command": f"`{command}`",
@@ -169,7 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if data not in known_data():
         parser.error(f"there is no dataset {data}; registered are {', '.join(known_data())}")
     command = shlex.join(["python", "-m", "projects_maskrcnn.reproduce", *arguments])
-    path = reproduce(args.table, args.output, data, args.device, args.budget, args.seeds, command)
+    try:
+        path = reproduce(args.table, args.output, data, args.device, args.budget, args.seeds, command)
+    except (OSError, CheckpointError) as error:
+        parser.exit(1, f"{error}\n")
     print(path.read_text())
     print(f"Report: {path}")
 

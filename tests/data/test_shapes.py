@@ -1,6 +1,7 @@
 """The default dataset: its files agree with each other, and are the same every time."""
 
 import json
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -135,10 +136,14 @@ def test_a_dataset_of_another_size_serves_too(tmp_path):
     assert contents(folder) == before
 
 
-def test_what_is_no_dataset_of_shapes_is_not_replaced(tmp_path):
+def test_what_is_no_dataset_of_shapes_is_not_replaced(tmp_path, monkeypatch, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=f"{tmp_path}.*complete.json.*another folder"):
         shapes.generate(tmp_path, 2, 1)
+    monkeypatch.setattr(sys, "argv", ["shapes", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit) as error:
+        shapes.main()
+    assert error.value.code == 1 and "another folder" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
