@@ -46,7 +46,9 @@ def read_config(output_dir: Path) -> CfgNode:
 
 def _needed(path: Path) -> Path:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}: name the OUTPUT_DIR of a run of train_net.py that is evaluated")
+        raise FileNotFoundError(
+            f"There is no {path}: name the OUTPUT_DIR of a run of train_net.py that has been evaluated"
+        )
     return path
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..evaluation.testing import flatten_results_dict
 from ..solver import LRMultiplier
+from ..solver.build import DIVERGENCE_REMEDY
 from ..utils import comm
 from ..utils.env import seed_all_rng
 from ..utils.events import EventStorage, EventWriter
@@ -160,9 +161,8 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
             broken = [name for name, value in state.items() if not value.isfinite().all()]
             if broken:
                 raise FloatingPointError(
-                    f"{broken[0]} is infinite or NaN after iteration {iteration}, which is not written. Set "
-                    "SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, which keeps the learning "
-                    "rate; or start anew with a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS"
+                    f"{broken[0]} is infinite or NaN after iteration {iteration}, which is not written. "
+                    f"{DIVERGENCE_REMEDY}"
                 )
         self.step(iteration)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..solver.build import DIVERGENCE_REMEDY
 from ..utils import comm
 from ..utils.events import EventStorage, get_event_storage
 
@@ -228,9 +229,7 @@ class SimpleTrainer(TrainerBase):
         if not np.isfinite(total):
             values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration {cur_iter}: {values}. Set "
-                "SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, which keeps the learning rate; "
-                "or start anew with a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS"
+                f"Loss became infinite or NaN at iteration {cur_iter}: {values}. {DIVERGENCE_REMEDY}"
             )
         storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
         if len(metrics) > 1:

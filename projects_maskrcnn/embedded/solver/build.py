@@ -33,6 +33,12 @@ NORM_LAYERS = (
     nn.LocalResponseNorm,
 )
 
+DIVERGENCE_REMEDY = (
+    "Set SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, which keeps the learning rate; or start anew with a lower "
+    "SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS"
+)
+"""What errors about losses, boxes or weights that are not finite advise."""
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SGD over the trainable parameters, as SOLVER says. Stands for Detectron2's `build_optimizer`."""

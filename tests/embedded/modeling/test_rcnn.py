@@ -49,7 +49,7 @@ def test_proposals_are_clipped_suppressed_within_a_level_and_sorted():
 
 def test_infinite_proposals_end_training_and_are_dropped_in_testing():
     boxes, logits = [torch.tensor([[[0, 0, math.inf, 5], [0, 0, 5, 5.0]]])], [torch.tensor([[2.0, 1.0]])]
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match="SOLVER.CLIP_GRADIENTS"):
         find_top_rpn_proposals(boxes, logits, [SIZE], 0.7, 10, 10, 0.0, True)
     (result,) = find_top_rpn_proposals(boxes, logits, [SIZE], 0.7, 10, 10, 0.0, False)
     assert result.objectness_logits.tolist() == [1]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...layers import batched_nms, cat
+from ...solver.build import DIVERGENCE_REMEDY
 from ...structures import Boxes, Instances
 
 
@@ -45,9 +46,7 @@ def find_top_rpn_proposals(
     finite = candidates.isfinite().all(-1) & scores.isfinite()
     if training and not finite.all():
         raise FloatingPointError(
-            "Predicted boxes or scores contain Inf/NaN. Training has diverged: set "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, which keeps the learning rate; or "
-            "start anew with a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS"
+            f"Predicted boxes or scores contain Inf/NaN. Training has diverged. {DIVERGENCE_REMEDY}"
         )
 
     results = []
