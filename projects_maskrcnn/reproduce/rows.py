@@ -51,9 +51,9 @@ class Row:
         cfg.merge_from_file(str(self.path))
         return cfg
 
-    def published(self, source: str = "paper") -> dict[str, float]:
-        """Figures by "task/metric", of the sources whose names start with `source`."""
-        return {metric: figure for name, metric, figure in self.cfg.TEST.REFERENCE if name.startswith(source)}
+    def published(self) -> dict[str, float]:
+        """The paper's figures by "task/metric"."""
+        return {metric: figure for source, metric, figure in self.cfg.TEST.REFERENCE if source.startswith("paper")}
 
     def body(self) -> str | None:
         """The file of `SMALL` that fits it, or None where it has no small counterpart."""

@@ -3,7 +3,6 @@
 Stands below both frameworks, as `ops` does: imports third parties, and nothing of ours.
 """
 
-from .fitting import fit, load_for, rename_known
+from .fitting import load_for, rename_known
 from .reader import CheckpointError, local_file, read_weights
-from .torchvision_names import COCO_GAPS, DEFAULT_INPUT, InputFormat
 from .writer import check_destination, write_weights

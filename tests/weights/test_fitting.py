@@ -12,7 +12,8 @@ from torch import nn
 from projects_maskrcnn import add_maskrcnn_config
 from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from projects_maskrcnn.framework import FRAMEWORK, build_model, get_cfg
-from projects_maskrcnn.weights import CheckpointError, fit, load_for
+from projects_maskrcnn.weights import CheckpointError, load_for
+from projects_maskrcnn.weights.fitting import fit
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -9,7 +9,8 @@ import torch
 from projects_maskrcnn import add_maskrcnn_config
 from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from projects_maskrcnn.framework import build_model, get_cfg
-from projects_maskrcnn.weights import COCO_GAPS, InputFormat, rename_known
+from projects_maskrcnn.weights import rename_known
+from projects_maskrcnn.weights.torchvision_names import COCO_GAPS, InputFormat
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIDES = ((96, 128), (96, 150))  # the batch is 96 x 160: p6 has 2 x 3 cells, 48 and 53 pixels apart

@@ -5,6 +5,8 @@ from typing import IO, Any
 from iopath.common.file_io import HTTPURLHandler, OneDrivePathHandler, PathHandler
 from iopath.common.file_io import PathManager as _PathManager
 
+from ...weights.reader import DETECTRON2_ZOO
+
 PathManager = _PathManager()
 """Opens local paths and http(s)://, detectron2:// and OneDrive URLs, which it downloads to a cache once.
 
@@ -16,7 +18,6 @@ class Detectron2Handler(PathHandler):
     """Resolves ``detectron2://``, the address of Detectron2's model zoo, whose weights load here."""
 
     PREFIX = "detectron2://"
-    URL = "https://dl.fbaipublicfiles.com/detectron2/"
 
     def _get_supported_prefixes(self) -> list[str]:
         return [self.PREFIX]
@@ -28,7 +29,7 @@ class Detectron2Handler(PathHandler):
         return PathManager.open(self._url(path), mode, buffering=buffering, **kwargs)
 
     def _url(self, path: str) -> str:
-        return self.URL + path.removeprefix(self.PREFIX)
+        return DETECTRON2_ZOO + path.removeprefix(self.PREFIX)
 
 
 for handler in (HTTPURLHandler(), OneDrivePathHandler(), Detectron2Handler()):
