@@ -16,6 +16,7 @@ from .torchvision_names import (
     InputFormat,
     from_torchvision,
     is_built_otherwise,
+    is_detector,
     is_torchvision,
 )
 from .vgg_names import from_vgg16, is_vgg16
@@ -56,16 +57,18 @@ def fit(weights: dict[str, Tensor], model: nn.Module, *, by_ending: bool = False
     """`weights` under `model`'s names; those that it has not keep theirs.
 
     Caffe2's and torchvision's names are recognised. Weights of a part of the model, such as a backbone, are found by
-    how the model's names end: always for those two, else with `by_ending`, or where no name is the model's.
+    how the model's names end: where `rename_known` knows but these ends, with `by_ending`, or where no name is the
+    model's.
 
     Raises:
         CheckpointError: a tensor fits several places.
     """
     state = model.state_dict()
     if is_torchvision(weights):
-        kind = "detector" if any(name.startswith("backbone.") for name in weights) else "backbone"
-        if is_built_otherwise(model, kind == "detector"):
-            logger.warning("The model is not as torchvision's weights need it: results suffer. Set %s.", REQUIRED[kind])
+        detector = is_detector(weights)
+        if is_built_otherwise(model, detector):
+            required = REQUIRED["detector" if detector else "backbone"]
+            logger.warning("The model is not as torchvision's weights need it: results suffer. Set %s.", required)
     scores = state.get("roi_heads.box_predictor.cls_score.weight")
     weights, of_a_part = rename_known(weights, _input_format(model), None if scores is None else len(scores) - 1)
     by_ending = by_ending or of_a_part
@@ -86,8 +89,7 @@ def rename_known(
     if is_caffe2(weights):
         return from_caffe2(weights), True
     if is_torchvision(weights):
-        part = not any(name.startswith("backbone.") for name in weights)
-        return from_torchvision(weights, images, num_classes), part
+        return from_torchvision(weights, images, num_classes), not is_detector(weights)
     if is_vgg16(weights):
         return from_vgg16(weights, images), True
     return weights, False

@@ -6,8 +6,10 @@ What differs besides the names, and what becomes of it:
   the images that the model gets; its `MODEL.PIXEL_MEAN` must be the same colour, as Detectron2's default is.
 - The background is class 0; COCO's classes are the ids 1 to 90, ten of which no image has. These are dropped, unless
   the model has 90 classes, so that each score is larger by what they took.
-- The frozen batch norm of detection models adds nothing to the variance, ours 1e-5, which is taken off it.
-- Masks are pasted into the image by Detectron2's rule; torchvision's rounds the boxes first.
+- The frozen batch norms of the detectors released as COCO_V1 add nothing to the variance, ours 1e-5, which is taken off
+  it. Those of one trained from a backbone's weights alone add 1e-5, which its file does not tell: it is read as if they
+  did not.
+- Masks are pasted into the image by Detectron2's rule; torchvision's cuts the boxes to whole pixels first.
 - RPN anchors are rounded, RoIAlign is not aligned, the stride is in the 3x3 conv: config keys, see `REQUIRED`.
 """
 
@@ -93,6 +95,11 @@ def is_torchvision(names: Iterable[str]) -> bool:
     return any(re.fullmatch(r"(backbone\.body\.)?layer1\.0\.bn1\.weight", name) for name in names)
 
 
+def is_detector(names: Iterable[str]) -> bool:
+    """Whether these names of torchvision's are those of a detector, not of a ResNet alone."""
+    return any(name.startswith("backbone.body.") for name in names)
+
+
 def rename(name: str) -> str:
     """Detectron2's name for a tensor, or its end for one of a backbone; unknown layers keep theirs."""
     prefix = "backbone.body."
@@ -108,13 +115,13 @@ def rename(name: str) -> str:
 def from_torchvision(
     weights: dict[str, Tensor], images: InputFormat = DEFAULT_INPUT, num_classes: int | None = None
 ) -> dict[str, Tensor]:
-    """Weights under Detectron2's names, for the model's images and classes. Says what config keys they need.
+    """Weights under Detectron2's names, for the model's images and classes. Logs what config keys they need.
 
     Args:
         images: what the model's first conv gets.
         num_classes: of the model, background apart, where it has a box head.
     """
-    detector = any(name.startswith("backbone.body.") for name in weights)
+    detector = is_detector(weights)
     frozen = detector and not any(name.endswith("num_batches_tracked") for name in weights)
     named = {rename(name): value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
     for name, value in named.items():
@@ -123,8 +130,8 @@ def from_torchvision(
         elif frozen and name.endswith("norm.running_var"):
             named[name] = value - FROZEN_EPS
     scores = weights.get("roi_heads.box_predictor.cls_score.weight")
+    coco = scores is not None and len(scores) == 91 and num_classes != 90
     if scores is not None:
-        coco = len(scores) == 91 and num_classes != 90
         kept = torch.tensor([i for i in range(1, len(scores)) if not coco or i not in COCO_GAPS])
         named = background_last(named, kept)
     logger.info(
@@ -132,7 +139,7 @@ def from_torchvision(
         images.channels,
         [round(v, 3) for v in images.mean.tolist()],
         [round(v, 3) for v in images.std.tolist()],
-        "; of COCO's 90 ids the 80 in use are kept" if scores is not None and coco else "",
+        "; of COCO's 90 ids the 80 in use are kept" if coco else "",
         REQUIRED["detector" if detector else "backbone"],
     )
     return named
