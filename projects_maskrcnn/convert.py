@@ -28,9 +28,7 @@ def convert(source: str, destination: str | Path) -> dict[str, Tensor]:
     check_destination(source, destination)
     content = read_weights(source)
     weights, of_a_part = rename_known(content["model"])
-    # by this key Detectron2 knows that names are to be completed, as those of a backbone are
-    completed = {"matching_heuristics": True} if of_a_part or content.get("matching_heuristics") else {}
-    write_weights(destination, weights, __author__="projects_maskrcnn", **completed)
+    write_weights(destination, weights, by_ending=of_a_part or bool(content.get("matching_heuristics")))
     return weights
 
 

@@ -78,8 +78,10 @@ def main() -> None:
         source, target = thing_classes(args.source), thing_classes(args.target)
         file = local_file(args.weights, PathManager)
         check_destination(file, args.output)
-        weights, _ = rename_known(read_weights(file)["model"])
-        write_weights(args.output, transfer_classes(weights, source, target))
+        content = read_weights(file)
+        weights, of_a_part = rename_known(content["model"])
+        by_ending = of_a_part or bool(content.get("matching_heuristics"))
+        write_weights(args.output, transfer_classes(weights, source, target), by_ending=by_ending)
     except (CheckpointError, FileNotFoundError, KeyError, ValueError) as error:
         parser.exit(1, f"{error.args[0]}\n")
     shared = {SYNONYMS.get(n, n) for n in source} & {SYNONYMS.get(n, n) for n in target}

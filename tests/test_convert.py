@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from projects_maskrcnn.convert import convert
-from projects_maskrcnn.weights import CheckpointError
+from projects_maskrcnn.weights import CheckpointError, load_for
 
 SOURCES = {
     "model zoo": {"model": {"backbone.fpn_output2.bias": np.float32([1, 2])}, "__author__": "Detectron2 Model Zoo"},
@@ -36,7 +36,7 @@ def test_what_cannot_be_written_leaves_what_was_there(suffix, tmp_path, monkeypa
     torch.save({"model": {"w": torch.ones(2)}}, source)
     destination.write_bytes(b"as it was")
 
-    def full(content, path):
+    def full(content, path, *metadata):
         path.write_bytes(b"half")
         raise RuntimeError("no space left")
 
@@ -72,6 +72,22 @@ def test_safetensors_and_back(source, tmp_path):
     convert(str(tmp_path / "model.safetensors"), tmp_path / "again.pth")
     again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
     assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_ends_of_names_are_completed_as_before(suffix, tmp_path):
+    """Beside names that are whole, as some of Caffe2's are: these alone would not tell that others are not."""
+    model = torch.nn.ModuleDict()
+    for layer, conv in {"proposal_generator.rpn_head.conv": (1, 2), "backbone.stem.conv1": (3, 4)}.items():
+        outer, middle, inner = layer.split(".")
+        model[outer] = torch.nn.ModuleDict({middle: torch.nn.ModuleDict({inner: torch.nn.Linear(*conv)})})
+    blobs = {"conv_rpn_w": np.ones((2, 1), "f"), "conv1_w": np.ones((4, 3), "f")}
+    (tmp_path / "source.pkl").write_bytes(pickle.dumps({"blobs": blobs}))
+    convert(str(tmp_path / "source.pkl"), tmp_path / f"model{suffix}")
+    convert(str(tmp_path / f"model{suffix}"), tmp_path / "again.pth")
+    for file in (f"model{suffix}", "again.pth"):
+        found = load_for(model, str(tmp_path / file))["model"]
+        assert found.keys() == {"proposal_generator.rpn_head.conv.weight", "backbone.stem.conv1.weight"}
 
 
 def run(root, *arguments):

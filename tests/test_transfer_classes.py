@@ -112,6 +112,14 @@ def test_command_line(root, tmp_path, suffix):
     assert len(rows) == 8 and torch.equal(rows[[0, 2, 3, 4, 5, 6, 7]], old_rows[[0, 2, 7, 5, 6, 3, 1]])
 
 
+def test_ends_of_names_stay_known_as_such(root, tmp_path):
+    torch.save({"model": {"stem.conv1.weight": torch.ones(2)}, "matching_heuristics": True}, tmp_path / "part.pth")
+    command = [sys.executable, "-m", "projects_maskrcnn.transfer_classes", tmp_path / "part.pth", tmp_path / "new.pth"]
+    command += ["--source", "coco_2017_train", "--target", "cityscapes_fine_instance_seg_train"]
+    subprocess.run(command, cwd=root, check=True)
+    assert torch.load(tmp_path / "new.pth", weights_only=True)["matching_heuristics"]
+
+
 def test_the_source_is_not_written_over(root, tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": layers(80), "iteration": 3}, path)

@@ -93,4 +93,4 @@ def starting_weights(file: Path, data: str, depth: int, device: str) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-    write_weights(file, backbone.cpu().state_dict(), matching_heuristics=True)
+    write_weights(file, backbone.cpu().state_dict(), by_ending=True)

@@ -93,9 +93,12 @@ def _read(path: str) -> Any:
             with torch.serialization.safe_globals(numpy), open(path, "rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
         if _is_safetensors(path, head):
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            return {"model": load_file(path)}
+            with safe_open(path, framework="pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+                by_ending = (file.metadata() or {}).get("matching_heuristics") == "True"  # as write_weights says it
+                return {"model": weights, "matching_heuristics": by_ending}
         if head[:1] in (b"\x80", b"(", b"}", b"]", b"c"):  # how pickles start, the text ones of Python 2 too
             with open(path, "rb") as file:
                 return unpickler.load(file)
