@@ -11,6 +11,7 @@ import contextlib
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib
@@ -76,10 +77,11 @@ def result_table(metrics: list[dict[str, float]]) -> str:
 
 def draw_curves(metrics: list[dict[str, float]], path: Path) -> None:
     """Losses on the left, AP on the right, over iterations."""
-    series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for line in metrics:
+    by_iteration: dict[str, dict[float, float]] = defaultdict(dict)
+    for line in metrics:  # a run that goes on from a checkpoint repeats the iterations after it
         for name, value in line.items():
-            series[name].append((line["iteration"], value))
+            by_iteration[name][line["iteration"]] = value
+    series = {name: sorted(values.items()) for name, values in by_iteration.items()}
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), dpi=110)
     for name in sorted(n for n in series if "loss" in n):
         total = name == "total_loss"
@@ -163,7 +165,7 @@ def _pair(record: dict, results: list[dict], dataset: str) -> np.ndarray:
     return np.hstack([_pad(picture, picture.shape[0] + 6, CELL + 6) for picture in pictures])
 
 
-def _instances(results: list[dict], image_size: tuple[int, int], metadata: object) -> Instances:
+def _instances(results: list[dict], image_size: tuple[int, int], metadata: Any) -> Instances:
     """COCO results as a model's output."""
     instances = Instances(image_size)
     boxes = np.array([r["bbox"] for r in results], dtype=np.float32).reshape(-1, 4)
@@ -196,6 +198,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.num < 1:
         parser.error(f"--num is {args.num}: one image or more")
+    if not 0 <= args.min_score <= 1:
+        parser.error(f"--min-score is {args.min_score}: from 0 to 1")
     folder = args.output_dir / "show"
     try:
         cfg = read_config(args.output_dir)

@@ -263,8 +263,17 @@ def test_all_rows_get_the_iterations_of_the_slowest(tmp_path, monkeypatch):
     seconds = {"softmax": 0.2, "class_agnostic": 0.5, "sigmoid": 0.3}
     monkeypatch.setattr(command_line, "seconds_per_iteration", lambda row, *_: seconds.pop(row.name))
     for _ in range(2):  # and they are timed once
-        plan = command_line.plan(rows_of("2b"), tmp_path / "table_2b", "shapes", "cpu", budget=2)
+        plan = command_line.plan(rows_of("2b"), tmp_path / "table_2b", "shapes", "cpu", {"budget": 2})
         assert plan["iterations"] == 2 * 60 / 0.5
+
+
+def test_all_rows_get_the_iterations_that_are_asked_for(tmp_path):
+    arguments = (rows_of("2b"), tmp_path / "table_2b", "shapes", "cpu")
+    for _ in range(2):
+        assert command_line.plan(*arguments, {"iterations": 30})["iterations"] == 30
+    for length, message in (({"iterations": 31}, "iterations 30, not 31"), ({"budget": 5.0}, "budget None, not 5.0")):
+        with pytest.raises(FileExistsError, match=message):
+            command_line.plan(*arguments, length)
 
 
 @pytest.mark.slow
@@ -285,7 +294,9 @@ def test_another_plan_is_refused(reproduce, tmp_path):
     [
         (["2f"], "2a, 2b, 2c, 2d, 2e, 3, 4, 5, 6"),
         (["2c", "--data", "shape"], "nuclei, shapes, shapes_keypoints"),
-        (["2c", "--seeds", "0"], "--seeds must be 1 or more"),
+        (["2c", "--seeds", "0"], "--seeds and --iterations must be 1 or more"),
+        (["2c", "--iterations", "0"], "--seeds and --iterations must be 1 or more"),
+        (["2c", "--iterations", "10", "--budget", "2"], "not allowed with argument"),
         (["2c", "--budget", "nan"], "--budget some minutes"),
     ],
 )

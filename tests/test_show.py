@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from matplotlib import pyplot as plt
 
 from projects_maskrcnn import show
 
@@ -146,6 +147,14 @@ def test_the_table_has_each_tasks_last_figures(run, monkeypatch, capsys):
     assert rows["segm"] == ["33.0", "nan"]
     curves = cv2.imread(str(output / "show" / "curves.png"))
     assert len(np.unique(curves.reshape(-1, 3), axis=0)) > 10
+
+
+def test_iterations_that_a_resumed_run_repeats_are_drawn_once(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(plt.Axes, "plot", lambda self, x, y, *_, label=None, **__: drawn.update({label: (x, y)}))
+    losses = [(19, 5.0), (39, 4.0), (19, 5.5), (59, 3.0)]
+    show.draw_curves([{"iteration": i, "total_loss": loss} for i, loss in losses], tmp_path / "curves.png")
+    assert drawn["total_loss"] == ((19, 39, 59), (5.5, 4.0, 3.0))
 
 
 def test_an_evaluation_alone_has_no_curves(run, monkeypatch, capsys):

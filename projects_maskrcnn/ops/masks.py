@@ -1,6 +1,5 @@
 """Masks of boxes to masks of images."""
 
-import math
 from operator import index
 from typing import Any
 
@@ -25,7 +24,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
         TypeError, ValueError, RuntimeError: shapes, dtypes or devices do not fit, or the threshold is NaN.
     """
     check_tensors(masks=masks, boxes=boxes)
-    if math.isnan(threshold):
+    if threshold != threshold:
         raise ValueError("threshold is NaN: give a number, negative for no decision")
     return operators(masks.device).paste_masks(masks.detach(), boxes.detach(), *_sides(image_size), threshold)
 

@@ -3,7 +3,7 @@
     python -m projects_maskrcnn.reproduce 2c --budget 5 --seeds 3
 
 Every row trains a small model of its kind for equally many iterations: as many as the slowest row does in `--budget`
-minutes. All start from weights that `start.py` trains first. A run is a folder of `train_net.py`,
+minutes, or `--iterations`, which repeats a report. All start from weights that `start.py` trains first. A run is a folder of `train_net.py`,
 `output/reproduction/table_2c/ROW/seed_N`; the same command goes on where it was stopped. The report, `table_2c.md` and
 `table_2c.png`, is written after every run. Needs a clone of the repository.
 """
@@ -68,27 +68,32 @@ def seconds_per_iteration(row: Row, data: str, device: str) -> float:
         return next(line["time"] for line in reversed(read_metrics(Path(folder))) if "time" in line)
 
 
-def plan(rows: Sequence[Row], folder: Path, data: str, device: str, budget: float) -> dict:
-    """What all runs of the table have in common: timed at first, read from `plan.json` later.
+def plan(rows: Sequence[Row], folder: Path, data: str, device: str, length: dict[str, float]) -> dict:
+    """What all runs of the table have in common: written to `plan.json` at first, read from it later.
+
+    Args:
+        length: "iterations" of a run; or its "budget" in minutes, from which they follow by timing every row.
 
     Raises:
         FileExistsError: the folder holds runs of another plan.
     """
     file = folder / "plan.json"
-    wanted = {"data": data, "device": device, "budget": budget}
+    wanted = {"data": data, "device": device, **length}
     if file.is_file():
         present = json.loads(file.read_text())
-        others = [f"{key} {present[key]}, not {value}" for key, value in wanted.items() if present[key] != value]
+        pairs = [(key, present.get(key), value) for key, value in wanted.items()]
+        others = [f"{key} {there}, not {value}" for key, there, value in pairs if there != value]
         if others:
             raise FileExistsError(
                 f"{folder} holds runs with {'; '.join(others)}: repeat that, or give another --output"
             )
         return present
-    seconds = {}
-    for row in rows:
-        seconds[row.name] = seconds_per_iteration(row, data, device)
-        logger.info("%s: %.3f s an iteration", row.id, seconds[row.name])
-    wanted["iterations"] = max(1, int(60 * budget / max(seconds.values())))
+    if "budget" in length:
+        seconds = {}
+        for row in rows:
+            seconds[row.name] = seconds_per_iteration(row, data, device)
+            logger.info("%s: %.3f s an iteration", row.id, seconds[row.name])
+        wanted["iterations"] = max(1, int(60 * length["budget"] / max(seconds.values())))
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(wanted))
     return wanted
@@ -136,10 +141,12 @@ def write_report(output: Path, table: str, plan: dict, command: str) -> Path:
     return path
 
 
-def reproduce(table: str, output: Path, data: str, device: str, budget: float, seeds: int, command: str) -> Path:
+def reproduce(
+    table: str, output: Path, data: str, device: str, length: dict[str, float], seeds: int, command: str
+) -> Path:
     """Run what is missing; returns the report's path."""
     rows = [row for row in rows_of(table) if row.body() is not None]
-    common = plan(rows, table_folder(output, table), data, device, budget)
+    common = plan(rows, table_folder(output, table), data, device, length)
     for seed, row in itertools.product(range(1, seeds + 1), rows):
         folder = run_folder(output, row, seed)
         if figures(folder) is None:
@@ -156,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m projects_maskrcnn.reproduce", description=__doc__.split("\n")[0])
     parser.add_argument("table", help=f"of the paper: {', '.join(CLAIMS)}")
     parser.add_argument("--data", help="X for registered datasets X_train and X_val; default: shapes, drawn by rule")
-    parser.add_argument("--budget", type=float, default=5.0, help="minutes of training a run (default %(default)s)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--budget", type=float, default=5.0, help="minutes of training a run (default %(default)s)")
+    length.add_argument("--iterations", type=int, help="of training a run")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each row (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("output/reproduction"), help="default %(default)s")
@@ -164,8 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.table not in CLAIMS:
         parser.error(f"there is no table {args.table} at small scale; there are {', '.join(CLAIMS)}")
-    if args.seeds < 1 or not 0 < args.budget < math.inf:
-        parser.error("--seeds must be 1 or more, and --budget some minutes")
+    if args.seeds < 1 or not 0 < args.budget < math.inf or (args.iterations is not None and args.iterations < 1):
+        parser.error("--seeds and --iterations must be 1 or more, and --budget some minutes")
     if not (ROOT / "configs/paper").is_dir():
         parser.error(f"there are no configs in {ROOT}: run it from a clone of the repository")
     data = args.data or default_data(args.table)
@@ -173,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"there is no dataset {data}; registered are {', '.join(known_data())}")
     command = shlex.join(["python", "-m", "projects_maskrcnn.reproduce", *arguments])
     try:
-        path = reproduce(args.table, args.output, data, args.device, args.budget, args.seeds, command)
+        length = {"budget": args.budget} if args.iterations is None else {"iterations": args.iterations}
+        path = reproduce(args.table, args.output, data, args.device, length, args.seeds, command)
     except (OSError, CheckpointError) as error:
         parser.exit(1, f"{error}\n")
     print(path.read_text())
