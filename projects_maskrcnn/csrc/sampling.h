@@ -1,26 +1,12 @@
-// Where an RoI's samples lie on a feature map: the maths that the CPU and the CUDA kernels share.
+// Where an RoI's samples lie on a feature map, for the CPU and for CUDA.
 //
-// Coordinates are computed in one order of operations everywhere, without fused multiply-adds, so that every kernel
-// takes the same decisions: which level, which samples are off the map, which cells a sample lies between.
+// Coordinates round alike on both, so that every kernel takes the same decisions: which level, which samples are off
+// the map, which cells a sample lies between.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-
-#ifdef __CUDACC__
-#define MASKRCNN_HD __host__ __device__ __forceinline__
-#else
-#define MASKRCNN_HD inline
-#endif
+#include "arithmetic.h"
 
 namespace maskrcnn {
-
-using std::ceil;
-using std::floor;
-using std::fmax;
-using std::fmin;
-using std::isfinite;
-using std::round;
 
 constexpr int kMaxLevels = 8;
 constexpr int kMaxLength = 1 << 28;  // cells of a map along an axis: so numbers of samples are ints
@@ -38,18 +24,6 @@ struct Options {
   int finest_level;  // the first map's scale is 2 ** -finest_level
   int num_levels;
 };
-
-#ifdef __CUDA_ARCH__
-MASKRCNN_HD float mul(float a, float b) { return __fmul_rn(a, b); }
-MASKRCNN_HD float add(float a, float b) { return __fadd_rn(a, b); }
-MASKRCNN_HD double mul(double a, double b) { return __dmul_rn(a, b); }
-MASKRCNN_HD double add(double a, double b) { return __dadd_rn(a, b); }
-#else  // the build forbids contraction in host code
-MASKRCNN_HD float mul(float a, float b) { return a * b; }
-MASKRCNN_HD float add(float a, float b) { return a + b; }
-MASKRCNN_HD double mul(double a, double b) { return a * b; }
-MASKRCNN_HD double add(double a, double b) { return a + b; }
-#endif
 
 /// Index of the level that fits a box of corners x0, y0, x1, y1 in pixels (FPN paper, equation 1).
 MASKRCNN_HD int level_of(const float* box, const Options& options) {
@@ -116,6 +90,9 @@ struct Axis {
     const Real left = fmin(count - first, static_cast<Real>(limit));
     return left > 0 ? static_cast<int>(left) : 0;
   }
+
+  /// What each of a bin's `samples` weighs in their mean. Those off the map count.
+  MASKRCNN_HD Real share(int samples) const { return Real(1) / (whole_cells ? static_cast<Real>(samples) : count); }
 
   /// The `i`-th sample of bin `p`; false when it lies more than a cell off the map, where it counts as zero.
   MASKRCNN_HD bool at(int p, Real i, Sample<Real>& sample) const {

@@ -2,14 +2,15 @@
 //
 // A pixel's probability is interpolated between the four cells of the mask around its centre. Along a line of pixels
 // between the same cells it changes linearly, so the two ends of such a stretch mostly decide for all of its pixels.
-// Where they do not, and rounding might matter, each is computed just as torch's grid_sample does (on a processor with
-// fused multiply-add), so that the decisions are Detectron2's to the last pixel.
+// Where they do not, and rounding might matter, each is computed just as torch's grid_sample does, so that the
+// decisions are Detectron2's to the last pixel.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
 
+#include "../pasting.h"
 #include "../tensors.h"
 
 namespace maskrcnn::cpu {
@@ -18,7 +19,7 @@ namespace {
 /// Neighbouring pixels along an axis that lie between the same two cells of the mask.
 struct Stretch {
   int64_t begin, end;
-  int64_t cell;
+  int64_t low;  // the first of the cells
 };
 
 /// Where the pixels along one axis of the image lie on the mask. It is framed by empty cells, two before and one after.
@@ -27,40 +28,25 @@ class PixelAxis {
   static constexpr int64_t kBefore = 2, kFrame = 3;
 
   /// `start`, `end`: of the box, in pixels. `length`: of the image. `cells`: of the mask.
-  PixelAxis(double start, double end, int64_t length, int64_t cells)
-      : begin_(pixel(std::floor(start) - 1, length)), end_(std::max(begin_, pixel(std::ceil(end) + 1, length))) {
-    float first = static_cast<float>(start), size = static_cast<float>(end) - first;
-    for (int64_t i = begin_; i < end_; i++) {
-      float unit = (static_cast<float>(i) + 0.5f - first) / size * 2 - 1;
-      if (!std::isfinite(unit)) unit = -2;  // off the mask
-      float at = std::fma(unit + 1, static_cast<float>(cells) / 2, -0.5f);
-      float low = std::floor(at);
-      int64_t cell = low >= -1 && low < cells ? static_cast<int64_t>(low) + kBefore : 0;
-      if (stretches_.empty() || stretches_.back().cell != cell) stretches_.push_back({i, i, cell});
+  PixelAxis(double start, double end, int64_t length, int64_t cells) : pixels_(covered(start, end, length)) {
+    for (int64_t i = pixels_.begin; i < pixels_.end; i++) {
+      MaskSample sample(i, static_cast<float>(start), static_cast<float>(end), cells);
+      sample.low += kBefore;
+      if (stretches_.empty() || stretches_.back().low != sample.low) stretches_.push_back({i, i, sample.low});
       stretches_.back().end = i + 1;
-      samples_.push_back({cell, 1 - (at - low), at - low});
+      samples_.push_back(sample);
     }
   }
 
-  /// A pixel between a cell and the next one, and the weights of the two.
-  struct Sample {
-    int64_t cell;
-    float low_weight, high_weight;
-  };
-
   /// The image's pixels that the box may reach: others are not in the mask.
-  int64_t begin() const { return begin_; }
-  int64_t end() const { return end_; }
-  const Sample& operator[](int64_t i) const { return samples_[i - begin_]; }
+  int64_t begin() const { return pixels_.begin; }
+  int64_t end() const { return pixels_.end; }
+  const MaskSample& operator[](int64_t i) const { return samples_[i - pixels_.begin]; }
   const std::vector<Stretch>& stretches() const { return stretches_; }
 
  private:
-  static int64_t pixel(double at, int64_t length) {
-    return at > 0 ? static_cast<int64_t>(std::min<double>(at, length)) : 0;  // NaN: 0
-  }
-
-  int64_t begin_, end_;
-  std::vector<Sample> samples_;
+  Pixels pixels_;
+  std::vector<MaskSample> samples_;  // their cells are counted in the frame
   std::vector<Stretch> stretches_;
 };
 
@@ -92,31 +78,28 @@ class Paste {
 
   /// As grid_sample rounds it.
   float probability(int64_t y, int64_t x) const {
-    const PixelAxis::Sample &sample_y = y_[y], &sample_x = x_[x];
-    const float* cell = &cells_[sample_y.cell * y_stride_ + sample_x.cell * x_stride_];
-    float sum = cell[0] * (sample_x.low_weight * sample_y.low_weight);
-    sum = std::fma(cell[x_stride_], sample_x.high_weight * sample_y.low_weight, sum);
-    sum = std::fma(cell[y_stride_], sample_x.low_weight * sample_y.high_weight, sum);
-    return std::fma(cell[y_stride_ + x_stride_], sample_x.high_weight * sample_y.high_weight, sum);
+    const MaskSample &sample_y = y_[y], &sample_x = x_[x];
+    const float* cell = &cells_[sample_y.low * y_stride_ + sample_x.low * x_stride_];
+    return interpolate(sample_y, sample_x, cell[0], cell[x_stride_], cell[y_stride_], cell[y_stride_ + x_stride_]);
   }
 
   /// Calls `run(begin, end)` for pixels of a line that belong to the mask, in order; runs may touch.
   template <class Run>
   void runs(int64_t line, float threshold, Run run) {
-    const PixelAxis::Sample& across = lines()[line];
+    const MaskSample& across = lines()[line];
     int64_t stride = along_line_.size();
-    const float *low = &cells_[across.cell * stride], *high = low + stride;
+    const float *low = &cells_[across.low * stride], *high = low + stride;
     for (int64_t i = 0; i < stride; i++) along_line_[i] = across.low_weight * low[i] + across.high_weight * high[i];
     float surely = threshold + doubt_, surely_not = threshold - doubt_;
     for (const Stretch& stretch : along().stretches()) {
-      float first = along_line_[stretch.cell], last = along_line_[stretch.cell + 1];
+      float first = along_line_[stretch.low], last = along_line_[stretch.low + 1];
       if (first < surely_not && last < surely_not) continue;
       if (first >= surely && last >= surely) {
         run(stretch.begin, stretch.end);
         continue;
       }
       for (int64_t i = stretch.begin; i < stretch.end; i++) {
-        const PixelAxis::Sample& sample = along()[i];
+        const MaskSample& sample = along()[i];
         float about = sample.low_weight * first + sample.high_weight * last;
         if (about < surely_not) continue;
         if (about >= surely || (by_columns_ ? probability(i, line) : probability(line, i)) >= threshold) run(i, i + 1);
@@ -207,11 +190,6 @@ Masks prepare(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t 
           masks.size(2),
           height,
           width};
-}
-
-/// Rounded down. Numbers that no byte holds wrap around, as in torch; NaN is zero.
-uint8_t to_byte(float value) {
-  return std::fabs(value) < 0x1p62f ? static_cast<uint8_t>(static_cast<int64_t>(value)) : 0;
 }
 
 }  // namespace

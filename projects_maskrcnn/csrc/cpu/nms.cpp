@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "../arithmetic.h"
 #include "../tensors.h"
 #include "kernels.h"
 
@@ -67,9 +68,7 @@ template <class T>
 class Grid {
  public:
   Grid(const T* boxes, const std::vector<int64_t>& members, double threshold)
-      : threshold_(threshold), rounded_threshold_(static_cast<T>(threshold)) {
-    // Rounded down: a number of type T is above this just when it is above the threshold.
-    if (rounded_threshold_ > threshold) rounded_threshold_ = std::nextafter(rounded_threshold_, T(0));
+      : threshold_(threshold), rounded_threshold_(rounded_down<T>(threshold)) {
     constexpr double boxes_per_cell = 12;
     x_.cells = y_.cells = std::max(1, static_cast<int>(std::sqrt(members.size() / boxes_per_cell)));
     for (int64_t member : members) {

@@ -24,7 +24,7 @@ struct Weights {
     for (int bin = 0; bin < axis.bins; bin++) {
       Real start;
       const int samples = axis.samples(bin, start);
-      const Real share = Real(1) / (axis.whole_cells ? static_cast<Real>(samples) : axis.count);
+      const Real share = axis.share(samples);
       for (int k = 0; k < samples; k++) {
         Sample<Real> sample;
         if (!axis.at(bin, start + k, sample)) continue;

@@ -17,13 +17,6 @@ Tensor sorted(const Tensor& scores) {
   return torch::stable::detail::to<Tensor>(stack[1]);
 }
 
-/// The largest Real that is not above `threshold`: a Real is above the one just if it is above the other.
-template <class Real>
-Real rounded_down(double threshold) {
-  const Real nearest = static_cast<Real>(threshold);
-  return nearest > threshold ? std::nextafter(nearest, Real(0)) : nearest;
-}
-
 template <class Real>
 void find_overlaps(const Tensor& boxes, const Tensor* groups, const int64_t* order, double iou_threshold,
                    Bits* overlaps, cudaStream_t stream) {

@@ -1,7 +1,7 @@
 // Non-maximum suppression: all pairs of boxes at once into a matrix of bits, then one block decides in order of score.
 #pragma once
 
-#include "../sampling.h"
+#include "../arithmetic.h"
 #include "common.cuh"
 
 namespace maskrcnn::cuda {

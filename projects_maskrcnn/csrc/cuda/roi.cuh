@@ -80,10 +80,4 @@ struct Roi {
   }
 };
 
-/// What a bin's sum of `samples` samples along one axis is multiplied with. Samples off the map count.
-template <class Real>
-__device__ __forceinline__ Real share_of_sample(const Axis<Real>& axis, int samples) {
-  return Real(1) / (axis.whole_cells ? static_cast<Real>(samples) : axis.count);
-}
-
 }  // namespace maskrcnn::cuda

@@ -43,7 +43,7 @@ struct Bin {
     };
     Real first;
     const int samples = axis.samples(p, first);
-    const Real share = share_of_sample(axis, samples);
+    const Real share = axis.share(samples);
     for (int i = 0; i < samples; ++i) {
       Sample<Real> sample;
       if (!axis.at(p, first + static_cast<Real>(i), sample)) continue;
@@ -63,7 +63,7 @@ __device__ __forceinline__ void visit_samples(const float* box, const Map& map, 
   const Axis<Real> y_axis = axis_of<Real>(box, map, options, false), x_axis = axis_of<Real>(box, map, options, true);
   Real first_y, first_x;
   const int samples_y = y_axis.samples(bin_y, first_y), samples_x = x_axis.samples(bin_x, first_x);
-  const Real share = share_of_sample(y_axis, samples_y) * share_of_sample(x_axis, samples_x);
+  const Real share = y_axis.share(samples_y) * x_axis.share(samples_x);
   for (int i = 0; i < samples_y; ++i) {
     Sample<Real> y;
     if (!y_axis.at(bin_y, first_y + static_cast<Real>(i), y)) continue;

@@ -89,7 +89,7 @@ struct TileWeights {
     if (p >= axis.bins) return;
     Real first_sample;
     const int samples = axis.samples(p, first_sample);
-    const Real share = share_of_sample(axis, samples);
+    const Real share = axis.share(samples);
     for (int i = 0; i < samples; ++i) {
       Sample<Real> sample;
       if (!axis.at(p, first_sample + static_cast<Real>(i), sample)) continue;
