@@ -13,7 +13,8 @@ namespace maskrcnn::cuda {
 constexpr int kTileRows = 4;
 constexpr int kTileColumns = 8;
 constexpr int kLines = kTileRows + kTileColumns;
-constexpr int kRoiBatch = 8;  // RoIs that are tabulated at a time
+constexpr int kRoiBatch = 8;                   // RoIs that are tabulated at a time
+constexpr int kCellsPerWarp = kWarp / kWarps;  // cells of a row that a warp of `roi_average_backward_packed` takes
 static_assert(kTileRows * kTileColumns == kWarp, "a lane is a cell");
 
 /// Level, image and range of cells that an RoI can have an effect on. Aligned, so as to be loaded in pairs.
@@ -109,6 +110,17 @@ struct TileWeights {
       if (last[line] < 0) last[line] = bin;
     }
   }
+
+  /// The bins that weigh anything in one of the cells of a warp, from the line of its first cell on.
+  __device__ __forceinline__ void bins_of_warp(int line, int& first_bin, int& last_bin) const {
+    first_bin = kBins;
+    last_bin = -1;
+    for (int i = line; i < line + kCellsPerWarp; ++i) {
+      if (last[i] < 0) continue;
+      first_bin = min(first_bin, first[i]);
+      last_bin = max(last_bin, last[i]);
+    }
+  }
 };
 
 template <class Real>
@@ -138,6 +150,25 @@ __device__ __forceinline__ int list_hits(TileShared<Real>& shared, const Tile& t
   return total;
 }
 
+/// Tabulates what the bins from (first_y, first_x) on, of `batch` RoIs, weigh in the tile. For all threads of a block
+/// to call together.
+template <class Real>
+__device__ __forceinline__ void tabulate(TileWeights<Real>* weights, const int* batch_rois, int batch, const Tile& tile,
+                                         const Maps& maps, const LaunchRois& rois, const Options& options, int first_y,
+                                         int first_x) {
+  for (int i = threadIdx.x; i < batch * 2 * kBins; i += kThreads) {
+    const int slot = i / (2 * kBins), bin = i % kBins;
+    const bool along_x = i / kBins % 2;
+    const float* box = rois.corners(batch_rois[slot]);
+    weights[slot].fill(axis_of<Real>(box, maps.level[tile.level], options, along_x),
+                       (along_x ? first_x : first_y) + bin, bin, along_x ? kTileRows : 0, along_x ? kLines : kTileRows,
+                       along_x ? tile.x : tile.y);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < batch * kLines; i += kThreads) weights[i / kLines].find_bins(i % kLines);
+  __syncthreads();
+}
+
 /// Calls visit(roi, its weights, first bin along y, along x) for each RoI that touches the tile, with all threads of
 /// the block, in the RoIs' order; repeatedly, where an RoI has more bins than the table.
 template <class Real, class Visit>
@@ -148,25 +179,41 @@ __device__ __forceinline__ void visit_rois(TileShared<Real>& shared, const Tile&
   for (int start = rois.begin_of(tile.image); start < end; start += kThreads) {
     const int hits = list_hits(shared, tile, extents, start, end);
     for (int first_hit = 0; first_hit < hits; first_hit += kRoiBatch) {
+      const int* batch_rois = shared.hit + first_hit;
       const int batch = min(kRoiBatch, hits - first_hit);
       for (int first_y = 0; first_y < options.bins_y; first_y += kBins) {
         for (int first_x = 0; first_x < options.bins_x; first_x += kBins) {
-          for (int i = threadIdx.x; i < batch * 2 * kBins; i += kThreads) {
-            const int slot = i / (2 * kBins), bin = i % kBins;
-            const bool along_x = i / kBins % 2;
-            const float* box = rois.corners(shared.hit[first_hit + slot]);
-            shared.weights[slot].fill(axis_of<Real>(box, maps.level[tile.level], options, along_x),
-                                      (along_x ? first_x : first_y) + bin, bin, along_x ? kTileRows : 0,
-                                      along_x ? kLines : kTileRows, along_x ? tile.x : tile.y);
-          }
-          __syncthreads();
-          for (int i = threadIdx.x; i < batch * kLines; i += kThreads) shared.weights[i / kLines].find_bins(i % kLines);
-          __syncthreads();
-          for (int slot = 0; slot < batch; ++slot) {
-            visit(shared.hit[first_hit + slot], shared.weights[slot], first_y, first_x);
-          }
+          tabulate(shared.weights, batch_rois, batch, tile, maps, rois, options, first_y, first_x);
+          for (int slot = 0; slot < batch; ++slot) visit(batch_rois[slot], shared.weights[slot], first_y, first_x);
           __syncthreads();  // before the table is written anew
         }
+      }
+    }
+  }
+}
+
+/// Adds to each cell of a warp what it gets from the bins `first` to `last` of a row, which weighs `row_weight`.
+/// `line`: of the first cell. `from`: the gradient of the first bin; the next one's lies `stride` packs ahead.
+template <class T>
+__device__ __forceinline__ void add_bins(Real<T> (&sum)[kCellsPerWarp][Pack<T>::kSize],
+                                         const TileWeights<Real<T>>& weights, int line, int first, int last,
+                                         Real<T> row_weight, const Pack<T>* from, int64_t stride) {
+  constexpr int kInFlight = 2;  // loads that are under way before the first is waited for
+  for (int next = first; next <= last; next += kInFlight, from += kInFlight * stride) {
+    Pack<T> pack[kInFlight];
+#pragma unroll
+    for (int n = 0; n < kInFlight; ++n) {
+      if (n == 0 || next + n <= last) pack[n] = Pack<T>::load(from + n * stride);
+    }
+#pragma unroll
+    for (int n = 0; n < kInFlight; ++n) {
+      if (n > 0 && next + n > last) continue;
+      Real<T> numbers[Pack<T>::kSize];
+      pack[n].read(numbers);
+#pragma unroll
+      for (int i = 0; i < kCellsPerWarp; ++i) {
+        const Real<T> weight = row_weight * weights.weight[line + i][next + n];
+        if (weight != 0) add_weighted(sum[i], weight, numbers);
       }
     }
   }
@@ -181,50 +228,26 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
                                 const __grid_constant__ Options options, const __grid_constant__ Tiles tiles,
                                 const Extent* __restrict__ extents, const T* __restrict__ grad, int channels) {
   constexpr int kSize = Pack<T>::kSize;
-  constexpr int kCellsPerWarp = kWarp / kWarps;
-  constexpr int kInFlight = 2;  // loads that are under way before the first is waited for
   const Tile tile(tiles, rois, options.num_levels);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int row = warp * kCellsPerWarp / kTileColumns, column = warp * kCellsPerWarp % kTileColumns;
+  const int line = kTileRows + column;  // of the first cell
   const int channel = (blockIdx.y * kWarp + lane) * kSize;
   const int64_t bins = static_cast<int64_t>(options.bins_y) * options.bins_x, packs_per_bin = channels / kSize;
   const auto* packs = reinterpret_cast<const Pack<T>*>(grad + channel);
   Real<T> sum[kCellsPerWarp][kSize] = {};
 
-  visit_rois(shared_memory<TileShared<Real<T>>>(), tile, maps, rois, options, extents,
-             [&](int roi, const TileWeights<Real<T>>& weights, int first_y, int first_x) {
-               if (channel >= channels) return;
-               const int line = kTileRows + column;  // of the first cell
-               int first = kBins, last = -1;
-               for (int i = line; i < line + kCellsPerWarp; ++i) {
-                 if (weights.last[i] < 0) continue;
-                 first = min(first, weights.first[i]);
-                 last = max(last, weights.last[i]);
-               }
-               for (int j = weights.first[row]; j <= weights.last[row]; ++j) {
-                 const Real<T> row_weight = weights.weight[row][j];
-                 const int64_t bin = static_cast<int64_t>(first_y + j) * options.bins_x + first_x + first;
-                 const Pack<T>* from = packs + (roi * bins + bin) * packs_per_bin;
-                 for (int next = first; next <= last; next += kInFlight, from += kInFlight * packs_per_bin) {
-                   Pack<T> pack[kInFlight];
-#pragma unroll
-                   for (int n = 0; n < kInFlight; ++n) {
-                     if (n == 0 || next + n <= last) pack[n] = Pack<T>::load(from + n * packs_per_bin);
-                   }
-#pragma unroll
-                   for (int n = 0; n < kInFlight; ++n) {
-                     if (n > 0 && next + n > last) continue;
-                     Real<T> numbers[kSize];
-                     pack[n].read(numbers);
-#pragma unroll
-                     for (int i = 0; i < kCellsPerWarp; ++i) {
-                       const Real<T> weight = row_weight * weights.weight[line + i][next + n];
-                       if (weight != 0) add_weighted(sum[i], weight, numbers);
-                     }
-                   }
-                 }
-               }
-             });
+  const auto add_roi = [&](int roi, const TileWeights<Real<T>>& weights, int first_y, int first_x) {
+    if (channel >= channels) return;
+    int first, last;
+    weights.bins_of_warp(line, first, last);
+    for (int j = weights.first[row]; j <= weights.last[row]; ++j) {
+      const int64_t bin = static_cast<int64_t>(first_y + j) * options.bins_x + first_x + first;
+      add_bins(sum, weights, line, first, last, weights.weight[row][j], packs + (roi * bins + bin) * packs_per_bin,
+               packs_per_bin);
+    }
+  };
+  visit_rois(shared_memory<TileShared<Real<T>>>(), tile, maps, rois, options, extents, add_roi);
 
   const Map& map = maps.level[tile.level];
   if (channel >= channels || tile.y + row >= map.height) return;
@@ -236,13 +259,37 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
   }
 }
 
-/// What the sample `number` of bin `p` weighs in a cell.
+/// The samples of a bin, as a maximum is numbered among them.
 template <class Real>
-__device__ __forceinline__ Real weight_of_sample(const Axis<Real>& axis, int p, Real number, int cell) {
-  Sample<Real> sample;
-  if (!axis.at(p, number, sample)) return 0;
-  return (sample.low == cell ? 1 - sample.fraction : Real(0)) + (sample.high == cell ? sample.fraction : Real(0));
-}
+struct BinSamples {
+  Axis<Real> y, x;
+  int bin_y, bin_x;
+  Real first_y, first_x;
+  int samples_x;
+
+  __device__ __forceinline__ BinSamples(const float* box, const Map& map, const Options& options, int bin_y, int bin_x)
+      : y(axis_of<Real>(box, map, options, false)),
+        x(axis_of<Real>(box, map, options, true)),
+        bin_y(bin_y),
+        bin_x(bin_x) {
+    y.samples(bin_y, first_y);
+    samples_x = x.samples(bin_x, first_x);
+  }
+
+  /// What the sample `number` weighs in a cell.
+  __device__ __forceinline__ Real weight(int number, int cell_y, int cell_x) const {
+    const Real number_y = first_y + static_cast<Real>(number / samples_x);
+    const Real number_x = first_x + static_cast<Real>(number % samples_x);
+    return weight(y, bin_y, number_y, cell_y) * weight(x, bin_x, number_x, cell_x);
+  }
+
+ private:
+  static __device__ __forceinline__ Real weight(const Axis<Real>& axis, int p, Real number, int cell) {
+    Sample<Real> sample;
+    if (!axis.at(p, number, sample)) return 0;
+    return (sample.low == cell ? 1 - sample.fraction : Real(0)) + (sample.high == cell ? sample.fraction : Real(0));
+  }
+};
 
 /// Gradient of the mean, or of the maximum, in any layout. The strides of `grad` and `argmax` are the `grad_map`'s,
 /// with RoIs for images and bins for cells. A block takes a tile and kChannels channels of each warp; a lane takes a
@@ -262,41 +309,35 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
   const T* grad = static_cast<const T*>(grad_map.data);
   Real<T> sum[kChannels] = {};
 
-  visit_rois(shared_memory<TileShared<Real<T>>>(), tile, maps, rois, options, extents,
-             [&](int roi, const TileWeights<Real<T>>& weights, int first_y, int first_x) {
-               const int line = kTileRows + column;
-               for (int j = weights.first[row]; j <= weights.last[row]; ++j) {
-                 for (int k = weights.first[line]; k <= weights.last[line]; ++k) {
-                   const Real<T> weight_y = weights.weight[row][j], weight_x = weights.weight[line][k];
-                   if (weight_y == 0 || weight_x == 0) continue;
-                   const int bin_y = first_y + j, bin_x = first_x + k;
-                   int64_t from = roi * grad_map.image_stride + first_channel * grad_map.channel_stride +
-                                  bin_y * grad_map.row_stride + bin_x * grad_map.column_stride;
-                   if constexpr (kMaximum) {
-                     const Axis<Real<T>> y = axis_of<Real<T>>(rois.corners(roi), map, options, false);
-                     const Axis<Real<T>> x = axis_of<Real<T>>(rois.corners(roi), map, options, true);
-                     Real<T> sample_y, sample_x;
-                     y.samples(bin_y, sample_y);
-                     const int samples_x = x.samples(bin_x, sample_x);
+  const auto add_bin = [&](int roi, int bin_y, int bin_x, Real<T> weight) {
+    int64_t from = roi * grad_map.image_stride + first_channel * grad_map.channel_stride + bin_y * grad_map.row_stride +
+                   bin_x * grad_map.column_stride;
+    if constexpr (kMaximum) {
+      const BinSamples<Real<T>> samples(rois.corners(roi), map, options, bin_y, bin_x);
 #pragma unroll
-                     for (int i = 0; i < kChannels; ++i, from += grad_map.channel_stride) {
-                       const int number = i < my_channels ? argmax[from] : -1;
-                       if (number < 0) continue;
-                       const Real<T> number_y = sample_y + static_cast<Real<T>>(number / samples_x);
-                       const Real<T> number_x = sample_x + static_cast<Real<T>>(number % samples_x);
-                       const Real<T> share = weight_of_sample(y, bin_y, number_y, tile.y + row) *
-                                             weight_of_sample(x, bin_x, number_x, tile.x + column);
-                       if (share != 0) sum[i] += share * static_cast<Real<T>>(grad[from]);
-                     }
-                   } else {
+      for (int i = 0; i < kChannels; ++i, from += grad_map.channel_stride) {
+        const int number = i < my_channels ? argmax[from] : -1;
+        if (number < 0) continue;
+        const Real<T> share = samples.weight(number, tile.y + row, tile.x + column);
+        if (share != 0) sum[i] += share * static_cast<Real<T>>(grad[from]);
+      }
+    } else {
 #pragma unroll
-                     for (int i = 0; i < kChannels; ++i, from += grad_map.channel_stride) {
-                       if (i < my_channels) sum[i] += weight_y * weight_x * static_cast<Real<T>>(grad[from]);
-                     }
-                   }
-                 }
-               }
-             });
+      for (int i = 0; i < kChannels; ++i, from += grad_map.channel_stride) {
+        if (i < my_channels) sum[i] += weight * static_cast<Real<T>>(grad[from]);
+      }
+    }
+  };
+  const auto add_roi = [&](int roi, const TileWeights<Real<T>>& weights, int first_y, int first_x) {
+    const int line = kTileRows + column;
+    for (int j = weights.first[row]; j <= weights.last[row]; ++j) {
+      for (int k = weights.first[line]; k <= weights.last[line]; ++k) {
+        const Real<T> weight_y = weights.weight[row][j], weight_x = weights.weight[line][k];
+        if (weight_y != 0 && weight_x != 0) add_bin(roi, first_y + j, first_x + k, weight_y * weight_x);
+      }
+    }
+  };
+  visit_rois(shared_memory<TileShared<Real<T>>>(), tile, maps, rois, options, extents, add_roi);
 
   if (tile.y + row >= map.height || tile.x + column >= map.width) return;
   T* cell = static_cast<T*>(map.data) + tile.image * map.image_stride + first_channel * map.channel_stride +
