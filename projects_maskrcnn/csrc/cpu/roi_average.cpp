@@ -150,56 +150,79 @@ void average_of_cells(const std::vector<Map<const T>>& maps, const Rois& rois, c
   });
 }
 
-/// Maps whose columns lie together: the threads share blocks of channels of stretches of RoIs, so that a block's part
-/// of the map stays in the cache. Returns the RoIs that this way does not fit.
+/// An RoI on a map whose columns lie together.
+struct ColumnRoi {
+  int64_t index;
+  bool fits;  // whether the map is wide enough
+  Weights<float> y;
+  Columns x;
+
+  template <class T>
+  void build(const Rois& rois, const Roi& roi, int64_t roi_index, const Map<const T>& map) {
+    index = roi_index;
+    y.build(roi.y<float>(rois, map));
+    fits = x.build(roi.x<float>(rois, map));
+  }
+
+  /// The cells that it touches, from `channel` on.
+  template <class T>
+  Patch<T> patch(const Map<const T>& map, int64_t image, int64_t channel) const {
+    const T* corner =
+        map.data + image * map.image_stride + channel * map.channel_stride + y.low * map.row_stride + x.low;
+    return {corner, map.channel_stride, map.row_stride, 1, y.cells, x.columns, 0, nullptr};
+  }
+};
+
+/// The threads share blocks of channels of stretches of RoIs, so that a block's part of the map stays in the cache.
+template <class T>
+void sum_columns(const std::vector<ColumnRoi>& rois, int64_t count, const std::vector<Map<const T>>& maps,
+                 const std::vector<Roi>& list, const Map<T>& out, int64_t channels) {
+  constexpr int64_t kRois = 128, kChannels = 8;
+  const int64_t blocks = (channels + kChannels - 1) / kChannels;
+  const int64_t items = (count + kRois - 1) / kRois * blocks;
+  share_work(items, [&](auto next) {
+    std::vector<float> scratch;
+    for (int64_t item; (item = next()) < items;) {
+      const int64_t channel = item % blocks * kChannels, first = item / blocks * kRois;
+      const int64_t last = std::min(count, first + kRois);
+      const int in_block = static_cast<int>(std::min(kChannels, channels - channel));
+      const auto patch_of = [&](int64_t i) {
+        const Roi& roi = list[rois[i].index];
+        return rois[i].patch(maps[roi.level], roi.image, channel);
+      };
+      for (int64_t i = first; i < last; i++) {
+        const ColumnRoi& roi = rois[i];
+        if (!roi.fits) continue;
+        const Patch<T> cells = patch_of(i);
+        const Patch<T> ahead = i + 1 < last && rois[i + 1].fits ? patch_of(i + 1) : Patch<T>{};
+        scratch.resize(std::max<size_t>(scratch.size(), roi.x.columns + out.height * out.width + 8));
+        kernels().roi<T>().sum_columns(cells.data, cells.channel_stride, cells.row_stride, in_block, roi.y.view(),
+                                       roi.x.view(), ahead, scratch.data(),
+                                       out.data + roi.index * out.image_stride + channel * out.channel_stride);
+      }
+    }
+  });
+}
+
+/// Maps whose columns lie together. Returns the RoIs that this way does not fit.
 template <class T>
 std::vector<int64_t> average_of_columns(const std::vector<Map<const T>>& maps, const Rois& rois,
                                         const std::vector<Roi>& list, const std::vector<int64_t>& order,
                                         const Map<T>& out, int64_t channels) {
-  constexpr int64_t kRois = 128, kChannels = 8, kPrepared = 4096;
-  const int bins = rois.options.bins_y * rois.options.bins_x;
-  const int64_t blocks = (channels + kChannels - 1) / kChannels;
-  std::vector<Weights<float>> y(std::min<int64_t>(order.size(), kPrepared));
-  std::vector<Columns> x(y.size());
-  std::vector<uint8_t> fits(y.size());
+  constexpr int64_t kPrepared = 4096;  // RoIs whose weights are in memory at a time
+  std::vector<ColumnRoi> prepared(std::min<int64_t>(order.size(), kPrepared));
   std::vector<int64_t> others;
   for (size_t begin = 0; begin < order.size(); begin += kPrepared) {
     const int64_t count = std::min<int64_t>(kPrepared, order.size() - begin);
     torch::stable::parallel_for(0, count, 16, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; i++) {
-        const Roi& roi = list[order[begin + i]];
-        y[i].build(roi.y<float>(rois, maps[roi.level]));
-        fits[i] = x[i].build(roi.x<float>(rois, maps[roi.level]));
+        const int64_t r = order[begin + i];
+        prepared[i].build(rois, list[r], r, maps[list[r].level]);
       }
     });
     for (int64_t i = 0; i < count; i++)
-      if (!fits[i]) others.push_back(order[begin + i]);
-    const int64_t items = (count + kRois - 1) / kRois * blocks;
-    share_work(items, [&](auto next) {
-      std::vector<float> scratch;
-      for (int64_t item; (item = next()) < items;) {
-        const int64_t channel = item % blocks * kChannels, first = item / blocks * kRois;
-        const int64_t last = std::min(count, first + kRois);
-        const int in_block = static_cast<int>(std::min(kChannels, channels - channel));
-        const auto patch_of = [&](int64_t i) -> Patch<T> {
-          const Roi& roi = list[order[begin + i]];
-          const Map<const T>& map = maps[roi.level];
-          const T* corner = map.data + roi.image * map.image_stride + channel * map.channel_stride +
-                            y[i].low * map.row_stride + x[i].low;
-          return {corner, map.channel_stride, map.row_stride, 1, y[i].cells, x[i].columns, 0, nullptr};
-        };
-        for (int64_t i = first; i < last; i++) {
-          if (!fits[i]) continue;
-          const Patch<T> cells = patch_of(i);
-          const Patch<T> ahead = i + 1 < last && fits[i + 1] ? patch_of(i + 1) : Patch<T>{};
-          const int64_t r = order[begin + i];
-          scratch.resize(std::max<size_t>(scratch.size(), x[i].columns + bins + 8));
-          kernels().roi<T>().sum_columns(cells.data, cells.channel_stride, cells.row_stride, in_block, y[i].view(),
-                                         x[i].view(), ahead, scratch.data(),
-                                         out.data + r * out.image_stride + channel * out.channel_stride);
-        }
-      }
-    });
+      if (!prepared[i].fits) others.push_back(prepared[i].index);
+    sum_columns(prepared, count, maps, list, out, channels);
   }
   return others;
 }
@@ -216,28 +239,96 @@ void average(const std::vector<Map<const T>>& maps, const Rois& rois, const std:
   average_of_cells(maps, rois, list, order, out, channels);
 }
 
+/// The weights of an RoI's bins: a row for each cell that it touches.
+template <class Real>
+struct CellWeights {
+  Weights<Real> y, x;
+};
+
+template <class T>
+std::vector<CellWeights<Sum<T>>> weights_by_cell(const Rois& rois, const std::vector<Roi>& list,
+                                                 const std::vector<Map<T>>& maps) {
+  using Real = Sum<T>;
+  std::vector<CellWeights<Real>> weights(list.size());
+  torch::stable::parallel_for(0, list.size(), 16, [&](int64_t begin, int64_t end) {
+    Weights<Real> by_bin;
+    for (int64_t r = begin; r < end; r++) {
+      const Map<T>& map = maps[list[r].level];
+      by_bin.build(list[r].y<Real>(rois, map));
+      weights[r].y = by_bin.transposed();
+      by_bin.build(list[r].x<Real>(rois, map));
+      weights[r].x = by_bin.transposed();
+    }
+  });
+  return weights;
+}
+
 /// The rows of all maps, in one list: for each the RoIs that cross it.
 struct RowLists {
   std::vector<int64_t> first_row;   // of each level; the rows of an image lie together
   std::vector<int64_t> first, roi;  // compressed rows
 
-  template <class MapT, class RealWeights>
+  template <class MapT, class Real>
   RowLists(const std::vector<MapT>& maps, int64_t num_images, const std::vector<Roi>& list,
-           const std::vector<RealWeights>& y) {
+           const std::vector<CellWeights<Real>>& weights) {
     first_row.assign(1, 0);
     for (const MapT& map : maps) first_row.push_back(first_row.back() + num_images * map.height);
     first.assign(first_row.back() + 1, 0);
     const auto row_of = [&](size_t r) {
-      return first_row[list[r].level] + list[r].image * maps[list[r].level].height + y[r].low;
+      return first_row[list[r].level] + list[r].image * maps[list[r].level].height + weights[r].y.low;
     };
     for (size_t r = 0; r < list.size(); r++)
-      for (int i = 0; i < y[r].cells; i++) first[row_of(r) + i + 1]++;
+      for (int i = 0; i < weights[r].y.cells; i++) first[row_of(r) + i + 1]++;
     for (size_t row = 0; row + 1 < first.size(); row++) first[row + 1] += first[row];
     std::vector<int64_t> next(first.begin(), first.end() - 1);
     roi.resize(first.back());
     for (size_t r = 0; r < list.size(); r++)
-      for (int i = 0; i < y[r].cells; i++) roi[next[row_of(r) + i]++] = r;
+      for (int i = 0; i < weights[r].y.cells; i++) roi[next[row_of(r) + i]++] = r;
   }
+};
+
+/// The gradients of the bins, for a block of channels at a time: in place where their layout allows, else packed.
+template <class T>
+class GradBlock {
+ public:
+  using Real = Sum<T>;
+
+  GradBlock(const Map<const T>& grad, int64_t rois)
+      : grad_(grad),
+        rois_(rois),
+        bins_(grad.height * grad.width),
+        flat_(grad.row_stride == grad.width * grad.column_stride),
+        packed_(new Real[rois * bins_ * kBlock<Real>]) {
+    want_large_pages(packed_.get(), sizeof(Real) * rois * bins_ * kBlock<Real>);
+  }
+
+  /// Takes the `count` channels from `channel` on.
+  void load(int64_t channel, int count) {
+    const T* data = grad_.data + channel * grad_.channel_stride;
+    in_place_ = std::is_same_v<T, Real> && grad_.channel_stride == 1 && count == kBlock<Real> && flat_;
+    data_ = in_place_ ? reinterpret_cast<const Real*>(data) : packed_.get();
+    if (in_place_) return;
+    torch::stable::parallel_for(0, rois_, 1, [&](int64_t begin, int64_t end) {
+      const int rows = flat_ ? 1 : grad_.height, columns = flat_ ? bins_ : grad_.width;
+      for (int64_t r = begin; r < end; r++)
+        kernels().roi<T>().pack({data + r * grad_.image_stride, grad_.channel_stride, grad_.row_stride,
+                                 grad_.column_stride, rows, columns, columns, nullptr},
+                                count, packed_.get() + r * bins_ * kBlock<Real>);
+    });
+  }
+
+  /// Those of an RoI's bins; the next bin's lie `bin_stride()` ahead.
+  const Real* of(int64_t r) const { return data_ + r * (in_place_ ? grad_.image_stride : bins_ * kBlock<Real>); }
+  int64_t bin_stride() const { return in_place_ ? grad_.column_stride : kBlock<Real>; }
+
+ private:
+  Map<const T> grad_;
+  int64_t rois_;
+  int bins_;
+  bool flat_;  // the rows of bins follow each other without a gap
+  std::unique_ptr<Real[]> packed_;
+  bool in_place_;
+  const Real* data_;
 };
 
 template <class T>
@@ -245,42 +336,17 @@ void average_backward(const Map<const T>& grad, const Rois& rois, const std::vec
                       const std::vector<Map<T>>& maps, int64_t channels) {
   using Real = Sum<T>;
   const RoiKernels<T>& kernel = kernels().roi<T>();
-  const int bins_x = rois.options.bins_x, bins = rois.options.bins_y * bins_x;
-  std::vector<Weights<Real>> ys(rois.size()), xs(rois.size());
-  torch::stable::parallel_for(0, rois.size(), 16, [&](int64_t begin, int64_t end) {
-    Weights<Real> by_bin;
-    for (int64_t r = begin; r < end; r++) {
-      by_bin.build(list[r].y<Real>(rois, maps[list[r].level]));
-      ys[r] = by_bin.transposed();
-      by_bin.build(list[r].x<Real>(rois, maps[list[r].level]));
-      xs[r] = by_bin.transposed();
-    }
-  });
-  const RowLists lists(maps, rois.num_images, list, ys);
+  const std::vector<CellWeights<Real>> weights = weights_by_cell(rois, list, maps);
+  const RowLists lists(maps, rois.num_images, list, weights);
   const int64_t rows = lists.first_row.back();
   int widest = 0;
   for (const Map<T>& map : maps) widest = std::max(widest, map.width);
-  const bool flat = grad.row_stride == bins_x * grad.column_stride;
-  const std::unique_ptr<Real[]> packed(new Real[rois.size() * bins * kBlock<Real>]);
-  want_large_pages(packed.get(), sizeof(Real) * rois.size() * bins * kBlock<Real>);
-
+  GradBlock<T> block(grad, rois.size());
   for (int64_t channel = 0; channel < channels; channel += kBlock<Real>) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock<Real>, channels - channel));
-    const T* grad_block = grad.data + channel * grad.channel_stride;
-    const bool in_place = std::is_same_v<T, Real> && grad.channel_stride == 1 && count == kBlock<Real> && flat;
-    if (!in_place) {
-      torch::stable::parallel_for(0, rois.size(), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; r++)
-          kernel.pack({grad_block + r * grad.image_stride, grad.channel_stride, grad.row_stride, grad.column_stride,
-                       flat ? 1 : grad.height, flat ? bins : bins_x, flat ? bins : bins_x, nullptr},
-                      count, packed.get() + r * bins * kBlock<Real>);
-      });
-    }
-    const Real* block = in_place ? reinterpret_cast<const Real*>(grad_block) : packed.get();
-    const int64_t roi_stride = in_place ? grad.image_stride : bins * kBlock<Real>;
-    const int64_t bin_stride = in_place ? grad.column_stride : kBlock<Real>;
+    block.load(channel, count);
     share_work(rows, [&](auto next) {
-      std::vector<Real> scratch(static_cast<size_t>(bins_x) * kBlock<Real>);
+      std::vector<Real> scratch(static_cast<size_t>(grad.width) * kBlock<Real>);
       std::vector<Real> cells(static_cast<size_t>(widest) * kBlock<Real>);
       for (int64_t row; (row = next()) < rows;) {
         int level = 0;
@@ -291,9 +357,9 @@ void average_backward(const Map<const T>& grad, const Rois& rois, const std::vec
         std::memset(cells.data(), 0, sizeof(Real) * map.width * kBlock<Real>);
         for (int64_t k = lists.first[row]; k < lists.first[row + 1]; k++) {
           const int64_t r = lists.roi[k];
-          const Weights<Real>&y = ys[r], &x = xs[r];
+          const auto& [y, x] = weights[r];
           const int32_t begin = y.first[at - y.low], end = y.first[at - y.low + 1];
-          kernel.spread_bins(block + r * roi_stride, bin_stride, bins_x, end - begin, y.index.data() + begin,
+          kernel.spread_bins(block.of(r), block.bin_stride(), grad.width, end - begin, y.index.data() + begin,
                              y.weight.data() + begin, x.view(), scratch.data(), cells.data() + x.low * kBlock<Real>);
         }
         kernel.unpack(cells.data(), map.width, count, map.channel_stride, map.column_stride,
