@@ -102,10 +102,10 @@ inline void create_threads(int count) {
 
 /// Lets the threads from `first` to `end` pass, if all of them have come to `barrier`.
 inline bool release(int first, int end, Barrier barrier) {
-  for (int i = first; i < end; ++i) {
+  for (int i = first; i < end; i++) {
     if (threads[i].barrier != barrier) return false;
   }
-  for (int i = first; i < end; ++i) {
+  for (int i = first; i < end; i++) {
     uint32_t& ballot = ballots[i / kWarp];
     if (i % kWarp == 0) ballot = 0;
     ballot |= static_cast<uint32_t>(threads[i].vote) << i % kWarp;
@@ -120,7 +120,7 @@ inline void run_block() {
   memset(shared_bytes, 0xA5, sizeof(shared_bytes));
   do {
     const bool last_first = coin() / 64 % 2;
-    for (int turn = 0; turn < count; ++turn) {
+    for (int turn = 0; turn < count; turn++) {
       running = last_first ? count - 1 - turn : turn;
       if (threads[running].barrier != Barrier::none) continue;
       threadIdx.x = running;
@@ -142,8 +142,8 @@ inline void launch(dim3 grid, int threads_per_block, std::function<void()> run) 
   kernel = std::move(run);
   gridDim = grid;
   try {
-    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
-      for (blockIdx.x = 0; blockIdx.x < grid.x && !error; ++blockIdx.x) run_block();
+    for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++) {
+      for (blockIdx.x = 0; blockIdx.x < grid.x && !error; blockIdx.x++) run_block();
     }
     if (error) std::rethrow_exception(error);
   } catch (...) {

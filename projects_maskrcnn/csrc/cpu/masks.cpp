@@ -65,7 +65,7 @@ class Paste {
     float greatest = 0;
     for (int64_t y = 0; y < mask_height; y++)
       for (int64_t x = 0; x < mask_width; x++) {
-        float p = mask[y * mask_width + x];
+        const float p = mask[y * mask_width + x];
         cells_[(y + PixelAxis::kBefore) * y_stride_ + (x + PixelAxis::kBefore) * x_stride_] = p;
         if (!(std::fabs(p) <= greatest)) greatest = std::isfinite(p) ? std::fabs(p) : kInfinity;
       }
@@ -87,12 +87,12 @@ class Paste {
   template <class Run>
   void runs(int64_t line, float threshold, Run run) {
     const MaskSample& across = lines()[line];
-    int64_t stride = along_line_.size();
+    const int64_t stride = along_line_.size();
     const float *low = &cells_[across.low * stride], *high = low + stride;
     for (int64_t i = 0; i < stride; i++) along_line_[i] = across.low_weight * low[i] + across.high_weight * high[i];
-    float surely = threshold + doubt_, surely_not = threshold - doubt_;
+    const float surely = threshold + doubt_, surely_not = threshold - doubt_;
     for (const Stretch& stretch : along().stretches()) {
-      float first = along_line_[stretch.low], last = along_line_[stretch.low + 1];
+      const float first = along_line_[stretch.low], last = along_line_[stretch.low + 1];
       if (first < surely_not && last < surely_not) continue;
       if (first >= surely && last >= surely) {
         run(stretch.begin, stretch.end);
@@ -100,7 +100,7 @@ class Paste {
       }
       for (int64_t i = stretch.begin; i < stretch.end; i++) {
         const MaskSample& sample = along()[i];
-        float about = sample.low_weight * first + sample.high_weight * last;
+        const float about = sample.low_weight * first + sample.high_weight * last;
         if (about < surely_not) continue;
         if (about >= surely || (by_columns_ ? probability(i, line) : probability(line, i)) >= threshold) run(i, i + 1);
       }
@@ -156,7 +156,7 @@ class RleWriter {
     count_++;
     bool more = true;
     while (more) {
-      int64_t bits = rest & 31;
+      const int64_t bits = rest & 31;
       rest >>= 5;
       more = rest != (bits & 16 ? -1 : 0);  // the last one's top bit is the sign
       text_.push_back(static_cast<char>('0' + (more ? bits | 32 : bits)));
@@ -195,8 +195,8 @@ Masks prepare(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t 
 }  // namespace
 
 Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold) {
-  Masks ready = prepare(masks, boxes, height, width);
-  bool decide = threshold >= 0;
+  const Masks ready = prepare(masks, boxes, height, width);
+  const bool decide = threshold >= 0;
   Tensor pasted = torch::stable::empty({ready.count, height, width}, decide ? ScalarType::Bool : ScalarType::Byte);
   auto* pixels = static_cast<uint8_t*>(pasted.mutable_data_ptr());
   torch::stable::parallel_for(0, ready.count, 1, [&](int64_t begin, int64_t end) {
@@ -220,7 +220,7 @@ Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, do
 }
 
 std::tuple<Tensor, Tensor> masks_to_rle(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold) {
-  Masks ready = prepare(masks, boxes, height, width);
+  const Masks ready = prepare(masks, boxes, height, width);
   STD_TORCH_CHECK(threshold >= 0, "threshold must not be negative; got ", threshold);
   STD_TORCH_CHECK(height * width < int64_t{1} << 32, "COCO's encoding holds images of less than 2 ** 32 pixels; got ",
                   height, " x ", width);

@@ -19,7 +19,7 @@ namespace {
 template <class T>
 Box<T> box_at(const T* boxes, int64_t index) {
   const T* corners = boxes + 4 * index;
-  T area = (corners[2] - corners[0]) * (corners[3] - corners[1]);
+  const T area = (corners[2] - corners[0]) * (corners[3] - corners[1]);
   return {corners[0], corners[1], corners[2], corners[3], area};
 }
 
@@ -41,7 +41,7 @@ struct GridAxis {
 
   /// Never decreases as `corner` grows, so the corners of a range lie in the cells from its start's to its end's.
   int cell_of(double corner) const {
-    double cell = (corner - least) / (greatest - least) * cells;
+    const double cell = (corner - least) / (greatest - least) * cells;
     return cell > 0 ? static_cast<int>(std::min<double>(cell, cells - 1)) : 0;  // of no size, NaN: all lie in cell 0
   }
 };
@@ -56,7 +56,7 @@ struct Range {
 Range cells_in_reach(const GridAxis& axis, double start, double end, double iou) {
   constexpr double slack = 1e-5;  // far more than an IoU is off by rounding
   iou *= 1 - slack;
-  double length = (end - start) * (1 + slack);
+  const double length = (end - start) * (1 + slack);
   return {axis.cell_of(start - length * (1 - iou) / iou), axis.cell_of(start + length * (1 - iou))};
 }
 
@@ -72,7 +72,7 @@ class Grid {
     constexpr double boxes_per_cell = 12;
     x_.cells = y_.cells = std::max(1, static_cast<int>(std::sqrt(members.size() / boxes_per_cell)));
     for (int64_t member : members) {
-      Box<T> box = box_at(boxes, member);
+      const Box<T> box = box_at(boxes, member);
       if (!is_solid(box)) continue;
       x_.include(box.x0);
       y_.include(box.y0);
@@ -81,7 +81,7 @@ class Grid {
     cells.reserve(members.size());
     first_slot_.assign(x_.cells * y_.cells + 1, 0);
     for (int64_t member : members) {
-      Box<T> box = box_at(boxes, member);
+      const Box<T> box = box_at(boxes, member);
       cells.push_back(y_.cell_of(box.y0) * x_.cells + x_.cell_of(box.x0));
       first_slot_[cells.back() + 1]++;
     }
@@ -95,12 +95,12 @@ class Grid {
 
   bool suppresses(const Box<T>& box) const {
     // The IoU of a tiny box is too coarsely rounded to reason about, unless it is zero.
-    bool tiny = box.area < std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-    double iou = tiny ? 0 : threshold_;
-    Range x = cells_in_reach(x_, box.x0, box.x1, iou), y = cells_in_reach(y_, box.y0, box.y1, iou);
+    const bool tiny = box.area < std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
+    const double iou = tiny ? 0 : threshold_;
+    const Range x = cells_in_reach(x_, box.x0, box.x1, iou), y = cells_in_reach(y_, box.y0, box.y1, iou);
     int64_t in_reach = 0;
     for (int row = y.first; row <= y.last; row++) in_reach += blocks_of(row, x).size();
-    Blocks all{0, blocks_needed(kept_)};
+    const Blocks all{0, blocks_needed(kept_)};
     if (in_reach >= all.size()) return any_above(box, kept_boxes_, all);
     for (int row = y.first; row <= y.last; row++)
       if (any_above(box, slots_, blocks_of(row, x))) return true;
@@ -131,7 +131,7 @@ class Grid {
 
   static void put(const Box<T>& box, std::vector<BoxBlock<T>>& blocks, int64_t slot) {
     BoxBlock<T>& block = blocks[slot / kBoxBlock];
-    int64_t lane = slot % kBoxBlock;
+    const int64_t lane = slot % kBoxBlock;
     block.x0[lane] = box.x0;
     block.y0[lane] = box.y0;
     block.x1[lane] = box.x1;
@@ -154,7 +154,7 @@ template <class T>
 void suppress(const T* boxes, const std::vector<int64_t>& members, double threshold, uint8_t* kept) {
   Grid<T> grid(boxes, members, threshold);
   for (size_t i = 0; i < members.size(); i++) {
-    Box<T> box = box_at(boxes, members[i]);
+    const Box<T> box = box_at(boxes, members[i]);
     if (is_solid(box)) {
       if (grid.suppresses(box)) continue;
       grid.keep(i, box);
@@ -165,14 +165,14 @@ void suppress(const T* boxes, const std::vector<int64_t>& members, double thresh
 
 /// The indices of all scores: NaN first, then from the greatest on; of equal ones the first comes first.
 std::vector<int64_t> by_decreasing_score(const Tensor& scores) {
-  Tensor values = torch::stable::contiguous(torch::stable::to(scores, ScalarType::Double));
+  const Tensor values = torch::stable::contiguous(torch::stable::to(scores, ScalarType::Double));
   std::vector<std::pair<double, int64_t>> scored;
   scored.reserve(scores.size(0));
   for (int64_t i = 0; i < scores.size(0); i++) scored.emplace_back(values.const_data_ptr<double>()[i], i);
   std::sort(scored.begin(), scored.end(), [](const auto& a, const auto& b) {
     if (a.first > b.first) return true;
     if (a.first < b.first) return false;
-    bool a_is_nan = std::isnan(a.first), b_is_nan = std::isnan(b.first);
+    const bool a_is_nan = std::isnan(a.first), b_is_nan = std::isnan(b.first);
     return a_is_nan == b_is_nan ? a.second < b.second : a_is_nan;
   });
   std::vector<int64_t> order;
@@ -184,7 +184,7 @@ std::vector<int64_t> by_decreasing_score(const Tensor& scores) {
 /// The indices, in their order, of each group; all in one where there are none.
 std::vector<std::vector<int64_t>> split(const std::vector<int64_t>& order, const std::optional<Tensor>& groups) {
   if (!groups) return {order};
-  Tensor dense = torch::stable::contiguous(*groups);
+  const Tensor dense = torch::stable::contiguous(*groups);
   const int64_t* group_of = dense.const_data_ptr<int64_t>();
   std::unordered_map<int64_t, size_t> numbers;
   std::vector<std::vector<int64_t>> members;
@@ -199,7 +199,7 @@ std::vector<std::vector<int64_t>> split(const std::vector<int64_t>& order, const
 template <class T>
 std::vector<uint8_t> kept_of(const Tensor& boxes, ScalarType type, const std::vector<std::vector<int64_t>>& groups,
                              double threshold) {
-  Tensor dense = torch::stable::contiguous(torch::stable::to(boxes, type));
+  const Tensor dense = torch::stable::contiguous(torch::stable::to(boxes, type));
   const T* data = dense.const_data_ptr<T>();
   std::vector<uint8_t> kept(boxes.size(0), false);
   torch::stable::parallel_for(0, groups.size(), 1, [&](int64_t begin, int64_t end) {
@@ -212,12 +212,12 @@ std::vector<uint8_t> kept_of(const Tensor& boxes, ScalarType type, const std::ve
 
 Tensor nms(Tensor boxes, Tensor scores, std::optional<Tensor> groups, double iou_threshold) {
   check_nms(boxes, scores, groups, iou_threshold);
-  std::vector<int64_t> order = by_decreasing_score(scores);
-  std::vector<std::vector<int64_t>> members = split(order, groups);
-  std::vector<uint8_t> kept = boxes.scalar_type() == ScalarType::Double
-                                  ? kept_of<double>(boxes, ScalarType::Double, members, iou_threshold)
-                                  : kept_of<float>(boxes, ScalarType::Float, members, iou_threshold);
-  int64_t kept_count = std::count(kept.begin(), kept.end(), true);
+  const std::vector<int64_t> order = by_decreasing_score(scores);
+  const std::vector<std::vector<int64_t>> members = split(order, groups);
+  const std::vector<uint8_t> kept = boxes.scalar_type() == ScalarType::Double
+                                        ? kept_of<double>(boxes, ScalarType::Double, members, iou_threshold)
+                                        : kept_of<float>(boxes, ScalarType::Float, members, iou_threshold);
+  const int64_t kept_count = std::count(kept.begin(), kept.end(), true);
   Tensor indices = torch::stable::empty({kept_count}, ScalarType::Long);
   std::copy_if(order.begin(), order.end(), indices.mutable_data_ptr<int64_t>(), [&](int64_t i) { return kept[i]; });
   return indices;

@@ -14,13 +14,13 @@ bool any_iou_above(const Box<T>& box, const BoxBlock<T>* blocks, int64_t count, 
   for (const BoxBlock<T>* others = blocks; others < blocks + count; others++) {
     int32_t above = 0;
     for (int i = 0; i < kBoxBlock; i++) {
-      T x0 = box.x0 > others->x0[i] ? box.x0 : others->x0[i];
-      T y0 = box.y0 > others->y0[i] ? box.y0 : others->y0[i];
-      T x1 = box.x1 < others->x1[i] ? box.x1 : others->x1[i];
-      T y1 = box.y1 < others->y1[i] ? box.y1 : others->y1[i];
-      T width = x1 - x0 > 0 ? x1 - x0 : 0;
-      T height = y1 - y0 > 0 ? y1 - y0 : 0;
-      T overlap = width * height;
+      const T x0 = box.x0 > others->x0[i] ? box.x0 : others->x0[i];
+      const T y0 = box.y0 > others->y0[i] ? box.y0 : others->y0[i];
+      const T x1 = box.x1 < others->x1[i] ? box.x1 : others->x1[i];
+      const T y1 = box.y1 < others->y1[i] ? box.y1 : others->y1[i];
+      const T width = x1 - x0 > 0 ? x1 - x0 : 0;
+      const T height = y1 - y0 > 0 ? y1 - y0 : 0;
+      const T overlap = width * height;
       above |= overlap / (box.area + others->area[i] - overlap) > threshold;
     }
     if (above) return true;

@@ -42,7 +42,7 @@ constexpr int kBlocksPerProcessor = sizeof(T) <= 4 ? 3 : 2;
 template <class Number, int kSize>
 __device__ __forceinline__ void add_weighted(Number (&sums)[kSize], Number weight, const Number (&numbers)[kSize]) {
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) sums[i] += weight * numbers[i];
+  for (int i = 0; i < kSize; i++) sums[i] += weight * numbers[i];
 }
 
 /// Neighbouring values that one instruction loads or stores, kept as they are in memory for the sake of registers.
@@ -58,7 +58,7 @@ struct Pack {
   static __device__ __forceinline__ Pack of(const Real<T> (&numbers)[kSize]) {
     T values[kSize];
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) values[i] = static_cast<T>(numbers[i]);
+    for (int i = 0; i < kSize; i++) values[i] = static_cast<T>(numbers[i]);
     Pack pack;
     memcpy(&pack, values, sizeof(pack));
     return pack;
@@ -68,7 +68,7 @@ struct Pack {
     T values[kSize];
     memcpy(values, &bits, sizeof(bits));
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) numbers[i] = static_cast<Real<T>>(values[i]);
+    for (int i = 0; i < kSize; i++) numbers[i] = static_cast<Real<T>>(values[i]);
   }
 
   /// Adds `weight` times each value to `sums`.

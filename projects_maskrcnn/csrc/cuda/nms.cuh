@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
   const int size = min(kBits, count - word * kBits);
   if (thread < size) {
     const int64_t other = order[word * kBits + thread];
-    for (int k = 0; k < 4; ++k) others.box[thread][k] = boxes[other * 4 + k];
+    for (int k = 0; k < 4; k++) others.box[thread][k] = boxes[other * 4 + k];
     others.group[thread] = groups != nullptr ? groups[other] : 0;
   }
   __syncthreads();
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
   const Real box[4] = {from[0], from[1], from[2], from[3]};
   const int64_t group = groups != nullptr ? groups[order[i]] : 0;
   Bits bits = 0;
-  for (int k = 0; k < size; ++k) {
+  for (int k = 0; k < size; k++) {
     if (word * kBits + k > i && others.group[k] == group && iou(box, others.box[k]) > threshold) bits |= Bits(1) << k;
   }
   overlaps[static_cast<int64_t>(i) * words + word] = bits;
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int words = words_of(count), thread = threadIdx.x;
   int64_t total = 0;
   for (int word = thread; word < words; word += kThreads) suppressed[word] = 0;
-  for (int now = 0; now < words; ++now) {
+  for (int now = 0; now < words; now++) {
     const int first = now * kBits, size = min(kBits, count - first);
     const Bits* rows = overlaps + static_cast<int64_t>(first) * words;
     if (thread < kBits) batch.overlaps[thread] = thread < size ? rows[static_cast<int64_t>(thread) * words + now] : 0;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       Bits kept_now = ~suppressed[now];
       if (size < kBits) kept_now &= (Bits(1) << size) - 1;
 #pragma unroll
-      for (int i = 0; i < kBits; ++i) kept_now &= ~only_if(kept_now >> i & 1, batch.overlaps[i]);
+      for (int i = 0; i < kBits; i++) kept_now &= ~only_if(kept_now >> i & 1, batch.overlaps[i]);
       batch.kept = kept_now;
     }
     __syncthreads();
@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int begin = 0; begin < kBits; begin += kInFlight) {
         Bits row[kInFlight];
 #pragma unroll
-        for (int i = 0; i < kInFlight; ++i) row[i] = rows[static_cast<int64_t>(begin + i) * words + word];
+        for (int i = 0; i < kInFlight; i++) row[i] = rows[static_cast<int64_t>(begin + i) * words + word];
 #pragma unroll
-        for (int i = 0; i < kInFlight; ++i) bits |= only_if(kept_now >> (begin + i) & 1, row[i]);
+        for (int i = 0; i < kInFlight; i++) bits |= only_if(kept_now >> (begin + i) & 1, row[i]);
       }
       suppressed[word] = bits;
     }

@@ -23,7 +23,7 @@ Map map_of(const Tensor& tensor, float scale) {
 
 Maps maps_of(const Tensors& tensors, const Rois& rois) {
   Maps maps{};
-  for (size_t i = 0; i < tensors.size(); ++i) maps.level[i] = map_of(tensors[i], rois.scales[i]);
+  for (size_t i = 0; i < tensors.size(); i++) maps.level[i] = map_of(tensors[i], rois.scales[i]);
   return maps;
 }
 
@@ -46,7 +46,7 @@ std::vector<LaunchRois> launches_of(const Rois& rois, const Ints& boxes_per_imag
     launch.first_image = image;
     launch.end_image = std::min(image + kImagesPerLaunch, num_images);
     launch.image_begin[0] = launch.first;
-    for (int i = image; i < launch.end_image; ++i) {
+    for (int i = image; i < launch.end_image; i++) {
       launch.end += static_cast<int>(boxes_per_image[i]);
       launch.image_begin[i - image + 1] = launch.end;
     }
@@ -87,7 +87,7 @@ struct Gradients {
       : extents(torch::stable::new_empty(rois.boxes, {rois.size() * static_cast<int64_t>(sizeof(Extent) / 4)},
                                          ScalarType::Int)) {
     int64_t total = 0;
-    for (size_t i = 0; i < heights.size(); ++i) {
+    for (size_t i = 0; i < heights.size(); i++) {
       maps.push_back(
           empty_map(grad, grad.scalar_type(), {rois.num_images, grad.size(1), heights[i], widths[i]}, channels_last));
       const int64_t columns = ceil_div(widths[i], kTileColumns);

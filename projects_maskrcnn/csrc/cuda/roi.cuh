@@ -40,7 +40,7 @@ struct LaunchRois {
       return index >= 0 && index < static_cast<float>(end_image) ? static_cast<int>(index) : -1;
     }
     int image = 0;
-    while (roi >= image_begin[image + 1]) ++image;
+    while (roi >= image_begin[image + 1]) image++;
     return first_image + image;
   }
 

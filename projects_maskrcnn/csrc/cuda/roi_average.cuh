@@ -32,7 +32,7 @@ struct Bin {
       if (weight == 0) return true;  // and must not matter, though the cell hold a NaN
       const int64_t offset = cell * stride;
       // Samples come in order, so a cell that is not new is one of the last two.
-      for (int i = filled - 1; i >= 0 && i >= filled - 2; --i) {
+      for (int i = filled - 1; i >= 0 && i >= filled - 2; i--) {
         if (cells[i].offset != offset) continue;
         cells[i].weight += weight;
         return true;
@@ -44,7 +44,7 @@ struct Bin {
     Real first;
     const int samples = axis.samples(p, first);
     const Real share = axis.share(samples);
-    for (int i = 0; i < samples; ++i) {
+    for (int i = 0; i < samples; i++) {
       Sample<Real> sample;
       if (!axis.at(p, first + static_cast<Real>(i), sample)) continue;
       if (!add(sample.low, (1 - sample.fraction) * share)) return false;
@@ -64,13 +64,13 @@ __device__ __forceinline__ void visit_samples(const float* box, const Map& map, 
   Real first_y, first_x;
   const int samples_y = y_axis.samples(bin_y, first_y), samples_x = x_axis.samples(bin_x, first_x);
   const Real share = y_axis.share(samples_y) * x_axis.share(samples_x);
-  for (int i = 0; i < samples_y; ++i) {
+  for (int i = 0; i < samples_y; i++) {
     Sample<Real> y;
     if (!y_axis.at(bin_y, first_y + static_cast<Real>(i), y)) continue;
-    for (int j = 0; j < samples_x; ++j) {
+    for (int j = 0; j < samples_x; j++) {
       Sample<Real> x;
       if (!x_axis.at(bin_x, first_x + static_cast<Real>(j), x)) continue;
-      for (int corner = 0; corner < 4; ++corner) {
+      for (int corner = 0; corner < 4; corner++) {
         const bool low_y = corner < 2, low_x = corner % 2 == 0;
         const Real weight = share * (low_y ? 1 - y.fraction : y.fraction) * (low_x ? 1 - x.fraction : x.fraction);
         if (weight == 0) continue;
@@ -116,9 +116,9 @@ __device__ __forceinline__ void add_cells(const Pack<T>* cells, const Bin<Real<T
   const auto add_some = [&](const ListedCell<T>* some, unsigned number) {
     Pack<T> packs[kInFlight];
 #pragma unroll
-    for (int k = 0; k < kInFlight; ++k) packs[k] = Pack<T>::load(cells + some[k].offset);
+    for (int k = 0; k < kInFlight; k++) packs[k] = Pack<T>::load(cells + some[k].offset);
 #pragma unroll
-    for (unsigned k = 0; k < kInFlight; ++k) {
+    for (unsigned k = 0; k < kInFlight; k++) {
       if (k < number) packs[k].add_to(sum, some[k].weight);
     }
   };
@@ -216,10 +216,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
         if (fits) {
           const Bin<Real<T>>&y = table.y[bin_y], &x = table.x[bin_x];
           const int count_y = y.count, count_x = x.count;
-          for (int j = 0; j < count_y; ++j) {
+          for (int j = 0; j < count_y; j++) {
             const T* row = plane + y.cells[j].offset;
             Real<T> row_sum = 0;
-            for (int k = 0; k < count_x; ++k) {
+            for (int k = 0; k < count_x; k++) {
               row_sum += x.cells[k].weight * static_cast<Real<T>>(row[x.cells[k].offset]);
             }
             sum += y.cells[j].weight * row_sum;

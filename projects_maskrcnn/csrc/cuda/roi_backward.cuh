@@ -64,7 +64,7 @@ struct Tile {
     image = rois.first_image + block / per_image;
     int index = block % per_image;
     level = 0;
-    while (index >= tiles.first[level + 1]) ++level;
+    while (index >= tiles.first[level + 1]) level++;
     index -= tiles.first[level];
     y = index / tiles.columns[level] * kTileRows;
     x = index % tiles.columns[level] * kTileColumns;
@@ -86,12 +86,12 @@ struct TileWeights {
   /// One thread fills in the bin `p`, in column `bin` of the table: lines `begin` to `end`, that lie on the axis from
   /// `cell` on.
   __device__ __forceinline__ void fill(const Axis<Real>& axis, int p, int bin, int begin, int end, int cell) {
-    for (int line = begin; line < end; ++line) weight[line][bin] = 0;
+    for (int line = begin; line < end; line++) weight[line][bin] = 0;
     if (p >= axis.bins) return;
     Real first_sample;
     const int samples = axis.samples(p, first_sample);
     const Real share = axis.share(samples);
-    for (int i = 0; i < samples; ++i) {
+    for (int i = 0; i < samples; i++) {
       Sample<Real> sample;
       if (!axis.at(p, first_sample + static_cast<Real>(i), sample)) continue;
       const int low = sample.low - cell + begin, high = sample.high - cell + begin;
@@ -104,7 +104,7 @@ struct TileWeights {
   __device__ __forceinline__ void find_bins(int line) {
     first[line] = 0;
     last[line] = -1;
-    for (int bin = kBins - 1; bin >= 0; --bin) {
+    for (int bin = kBins - 1; bin >= 0; bin--) {
       if (weight[line][bin] == 0) continue;
       first[line] = bin;
       if (last[line] < 0) last[line] = bin;
@@ -115,7 +115,7 @@ struct TileWeights {
   __device__ __forceinline__ void bins_of_warp(int line, int& first_bin, int& last_bin) const {
     first_bin = kBins;
     last_bin = -1;
-    for (int i = line; i < line + kCellsPerWarp; ++i) {
+    for (int i = line; i < line + kCellsPerWarp; i++) {
       if (last[i] < 0) continue;
       first_bin = min(first_bin, first[i]);
       last_bin = max(last_bin, last[i]);
@@ -141,7 +141,7 @@ __device__ __forceinline__ int list_hits(TileShared<Real>& shared, const Tile& t
   if (lane == 0) shared.warp_hits[warp] = __popc(hits);
   __syncthreads();
   int before = __popc(hits & ((1u << lane) - 1)), total = 0;
-  for (int i = 0; i < kWarps; ++i) {
+  for (int i = 0; i < kWarps; i++) {
     if (i < warp) before += shared.warp_hits[i];
     total += shared.warp_hits[i];
   }
@@ -184,7 +184,7 @@ __device__ __forceinline__ void visit_rois(TileShared<Real>& shared, const Tile&
       for (int first_y = 0; first_y < options.bins_y; first_y += kBins) {
         for (int first_x = 0; first_x < options.bins_x; first_x += kBins) {
           tabulate(shared.weights, batch_rois, batch, tile, maps, rois, options, first_y, first_x);
-          for (int slot = 0; slot < batch; ++slot) visit(batch_rois[slot], shared.weights[slot], first_y, first_x);
+          for (int slot = 0; slot < batch; slot++) visit(batch_rois[slot], shared.weights[slot], first_y, first_x);
           __syncthreads();  // before the table is written anew
         }
       }
@@ -202,16 +202,16 @@ __device__ __forceinline__ void add_bins(Real<T> (&sum)[kCellsPerWarp][Pack<T>::
   for (int next = first; next <= last; next += kInFlight, from += kInFlight * stride) {
     Pack<T> pack[kInFlight];
 #pragma unroll
-    for (int n = 0; n < kInFlight; ++n) {
+    for (int n = 0; n < kInFlight; n++) {
       if (n == 0 || next + n <= last) pack[n] = Pack<T>::load(from + n * stride);
     }
 #pragma unroll
-    for (int n = 0; n < kInFlight; ++n) {
+    for (int n = 0; n < kInFlight; n++) {
       if (n > 0 && next + n > last) continue;
       Real<T> numbers[Pack<T>::kSize];
       pack[n].read(numbers);
 #pragma unroll
-      for (int i = 0; i < kCellsPerWarp; ++i) {
+      for (int i = 0; i < kCellsPerWarp; i++) {
         const Real<T> weight = row_weight * weights.weight[line + i][next + n];
         if (weight != 0) add_weighted(sum[i], weight, numbers);
       }
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
     if (channel >= channels) return;
     int first, last;
     weights.bins_of_warp(line, first, last);
-    for (int j = weights.first[row]; j <= weights.last[row]; ++j) {
+    for (int j = weights.first[row]; j <= weights.last[row]; j++) {
       const int64_t bin = static_cast<int64_t>(first_y + j) * options.bins_x + first_x + first;
       add_bins(sum, weights, line, first, last, weights.weight[row][j], packs + (roi * bins + bin) * packs_per_bin,
                packs_per_bin);
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
   if (channel >= channels || tile.y + row >= map.height) return;
   T* cells = static_cast<T*>(map.data) + tile.image * map.image_stride + (tile.y + row) * map.row_stride + channel;
 #pragma unroll
-  for (int i = 0; i < kCellsPerWarp; ++i) {
+  for (int i = 0; i < kCellsPerWarp; i++) {
     const int x = tile.x + column + i;
     if (x < map.width) Pack<T>::of(sum[i]).store(cells + x * map.column_stride);
   }
@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
     if constexpr (kMaximum) {
       const BinSamples<Real<T>> samples(rois.corners(roi), map, options, bin_y, bin_x);
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i, from += grad_map.channel_stride) {
+      for (int i = 0; i < kChannels; i++, from += grad_map.channel_stride) {
         const int number = i < my_channels ? argmax[from] : -1;
         if (number < 0) continue;
         const Real<T> share = samples.weight(number, tile.y + row, tile.x + column);
@@ -323,15 +323,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i, from += grad_map.channel_stride) {
+      for (int i = 0; i < kChannels; i++, from += grad_map.channel_stride) {
         if (i < my_channels) sum[i] += weight * static_cast<Real<T>>(grad[from]);
       }
     }
   };
   const auto add_roi = [&](int roi, const TileWeights<Real<T>>& weights, int first_y, int first_x) {
     const int line = kTileRows + column;
-    for (int j = weights.first[row]; j <= weights.last[row]; ++j) {
-      for (int k = weights.first[line]; k <= weights.last[line]; ++k) {
+    for (int j = weights.first[row]; j <= weights.last[row]; j++) {
+      for (int k = weights.first[line]; k <= weights.last[line]; k++) {
         const Real<T> weight_y = weights.weight[row][j], weight_x = weights.weight[line][k];
         if (weight_y != 0 && weight_x != 0) add_bin(roi, first_y + j, first_x + k, weight_y * weight_x);
       }
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
   T* cell = static_cast<T*>(map.data) + tile.image * map.image_stride + first_channel * map.channel_stride +
             (tile.y + row) * map.row_stride + (tile.x + column) * map.column_stride;
 #pragma unroll
-  for (int i = 0; i < kChannels; ++i) {
+  for (int i = 0; i < kChannels; i++) {
     if (i < my_channels) cell[i * map.channel_stride] = static_cast<T>(sum[i]);
   }
 }

@@ -43,10 +43,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
     bool off_map = leaves_out(roi.y, samples_y) || leaves_out(roi.x, samples_x);
     Real<T> best = -INFINITY;
     int best_sample = -1;
-    for (int j = 0; j < samples_y; ++j) {
+    for (int j = 0; j < samples_y; j++) {
       Sample<Real<T>> y, x;
       const bool on_map = roi.y.at(bin_y, first_y + static_cast<Real<T>>(j), y);
-      for (int k = 0; k < samples_x; ++k) {
+      for (int k = 0; k < samples_x; k++) {
         if (!on_map || !roi.x.at(bin_x, first_x + static_cast<Real<T>>(k), x)) {
           off_map = true;
           continue;
