@@ -3,9 +3,9 @@
     python -m projects_maskrcnn.reproduce 2c --budget 5 --seeds 3
 
 Every row trains a small model of its kind for equally many iterations: as many as the slowest row does in `--budget`
-minutes, or `--iterations`, which repeats a report. All start from weights that `start.py` trains first. A run is a folder of `train_net.py`,
-`output/reproduction/table_2c/ROW/seed_N`; the same command goes on where it was stopped. The report, `table_2c.md` and
-`table_2c.png`, is written after every run. Needs a clone of the repository.
+minutes, or `--iterations`, which repeats a report. All start from weights that `start.py` trains first. A run is a
+folder of `train_net.py`, `output/reproduction/table_2c/ROW/seed_N`; the same command goes on where it was stopped. The
+report, `table_2c.md` and `table_2c.png`, is written after every run. Needs a clone of the repository.
 """
 
 import argparse

@@ -8,7 +8,6 @@
 
 #include <math.h>
 #include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 #include <ucontext.h>
 
@@ -21,6 +20,8 @@
 #include <random>
 #include <vector>
 
+#include "../../projects_maskrcnn/csrc/check.h"
+
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -28,7 +29,7 @@
 #define __grid_constant__
 
 #undef assert
-#define assert(condition) STD_TORCH_CHECK(condition, #condition)
+#define assert(condition) MASKRCNN_CHECK(condition, #condition)
 
 using __half = torch::headeronly::Half;
 using __nv_bfloat16 = torch::headeronly::BFloat16;
@@ -131,7 +132,7 @@ inline void run_block() {
     for (int first = 0; first < count; first += kWarp) released |= release(first, first + kWarp, Barrier::warp);
     released |= release(0, count, Barrier::block);
     if (released) continue;
-    STD_TORCH_CHECK(release(0, count, Barrier::never), "the threads of a block wait at different barriers");
+    MASKRCNN_CHECK(release(0, count, Barrier::never), "the threads of a block wait at different barriers");
     return;
   } while (true);
 }

@@ -290,6 +290,12 @@ def test_tensors_on_several_devices_are_refused():
         ops.paste_masks(x[:, 0], boxes.to("meta"), (4, 4))
 
 
+def test_an_error_is_the_same_words_on_either_implementation(operators):
+    with pytest.raises(RuntimeError) as error:
+        operators.nms(torch.zeros(3, 5), torch.zeros(3), None, 0.5)
+    assert str(error.value) == "boxes must have shape (N, 4); got (3, 5)"
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

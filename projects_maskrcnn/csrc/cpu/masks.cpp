@@ -221,9 +221,9 @@ Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, do
 
 std::tuple<Tensor, Tensor> masks_to_rle(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold) {
   const Masks ready = prepare(masks, boxes, height, width);
-  STD_TORCH_CHECK(threshold >= 0, "threshold must not be negative; got ", threshold);
-  STD_TORCH_CHECK(height * width < int64_t{1} << 32, "COCO's encoding holds images of less than 2 ** 32 pixels; got ",
-                  height, " x ", width);
+  MASKRCNN_CHECK(threshold >= 0, "threshold must not be negative; got ", threshold);
+  MASKRCNN_CHECK(height * width < int64_t{1} << 32, "COCO's encoding holds images of less than 2 ** 32 pixels; got ",
+                 height, " x ", width);
   std::vector<std::string> texts(ready.count);
   torch::stable::parallel_for(0, ready.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {

@@ -78,8 +78,8 @@ inline std::vector<Roi> list_rois(const Rois& rois, const Ints& boxes_per_image)
   for (int64_t r = 0; r < rois.size(); r++) {
     const float* row = data + r * width;
     if (rois.indexed()) {
-      STD_TORCH_CHECK(row[0] >= 0 && row[0] < rois.num_images, "image index ", row[0], " of RoI ", r,
-                      " is out of range: features hold ", rois.num_images, " images");
+      MASKRCNN_CHECK(row[0] >= 0 && row[0] < rois.num_images, "image index ", row[0], " of RoI ", r,
+                     " is out of range: features hold ", rois.num_images, " images");
       image = static_cast<int64_t>(row[0]);
     } else {
       while (left == 0) left = boxes_per_image[++image];

@@ -11,10 +11,10 @@
 #include "cuda_emulation.h"
 #endif
 
-#include <torch/headeronly/util/Exception.h>
-
 #include <cstdint>
 #include <cstring>
+
+#include "../check.h"
 
 namespace maskrcnn::cuda {
 
@@ -104,7 +104,7 @@ inline const char* remedy(cudaError_t status) {
 }
 
 inline void check(cudaError_t status) {
-  STD_TORCH_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status), remedy(status));
+  MASKRCNN_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status), remedy(status));
 }
 
 /// Starts `kernel` on grid_x x grid_y blocks. An empty grid is fine.
@@ -112,8 +112,8 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, cudaStream_t stream,
             const Arguments&... arguments) {
   if (grid_x == 0 || grid_y == 0) return;
-  STD_TORCH_CHECK(grid_x <= INT32_MAX && grid_y <= 65535, "the input is too large for one CUDA launch: ", grid_x, " x ",
-                  grid_y, " blocks");
+  MASKRCNN_CHECK(grid_x <= INT32_MAX && grid_y <= 65535, "the input is too large for one CUDA launch: ", grid_x, " x ",
+                 grid_y, " blocks");
   const dim3 grid(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y));
 #ifdef __CUDACC__
   kernel<<<grid, kThreads, 0, stream>>>(arguments...);

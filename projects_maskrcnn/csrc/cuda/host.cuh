@@ -21,10 +21,9 @@ inline cudaStream_t current_stream(int32_t device) {
     return library == nullptr ? nullptr
                               : reinterpret_cast<Accessor>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
   }();
-  STD_TORCH_CHECK(accessor != nullptr,
-                  "found no aoti_torch_get_current_cuda_stream in this PyTorch's libtorch_cuda.so");
+  MASKRCNN_CHECK(accessor != nullptr, "found no aoti_torch_get_current_cuda_stream in this PyTorch's libtorch_cuda.so");
   void* stream = nullptr;
-  STD_TORCH_CHECK(accessor(device, &stream) == 0, "PyTorch gave no CUDA stream");
+  MASKRCNN_CHECK(accessor(device, &stream) == 0, "PyTorch gave no CUDA stream");
   return static_cast<cudaStream_t>(stream);
 }
 

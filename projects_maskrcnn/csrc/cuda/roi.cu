@@ -29,8 +29,8 @@ Maps maps_of(const Tensors& tensors, const Rois& rois) {
 
 /// The launches that all RoIs take: a kernel's arguments have room for the counts of some images only.
 std::vector<LaunchRois> launches_of(const Rois& rois, const Ints& boxes_per_image) {
-  STD_TORCH_CHECK(rois.size() <= INT32_MAX && rois.num_images <= INT32_MAX, "too many boxes or images: ", rois.size(),
-                  ", ", rois.num_images);
+  MASKRCNN_CHECK(rois.size() <= INT32_MAX && rois.num_images <= INT32_MAX, "too many boxes or images: ", rois.size(),
+                 ", ", rois.num_images);
   LaunchRois launch{};
   launch.boxes = static_cast<const float*>(rois.boxes.data_ptr());
   launch.columns = static_cast<int>(rois.boxes.size(1));
@@ -67,7 +67,7 @@ bool packed(const Tensors& tensors) {
 }
 
 int num_channels(const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.size(1) <= INT32_MAX, "too many channels: ", tensor.size(1));
+  MASKRCNN_CHECK(tensor.size(1) <= INT32_MAX, "too many channels: ", tensor.size(1));
   return static_cast<int>(tensor.size(1));
 }
 
@@ -92,7 +92,7 @@ struct Gradients {
           empty_map(grad, grad.scalar_type(), {rois.num_images, grad.size(1), heights[i], widths[i]}, channels_last));
       const int64_t columns = ceil_div(widths[i], kTileColumns);
       total += columns * ceil_div(heights[i], kTileRows);
-      STD_TORCH_CHECK(total <= INT32_MAX, "the maps are too large: ", total, " tiles");
+      MASKRCNN_CHECK(total <= INT32_MAX, "the maps are too large: ", total, " tiles");
       tiles.columns[i] = static_cast<int>(columns);
       tiles.first[i + 1] = static_cast<int>(total);
     }
