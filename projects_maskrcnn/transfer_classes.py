@@ -3,9 +3,9 @@
 python -m projects_maskrcnn.transfer_classes SRC DST \\
     --source coco_2017_train --target cityscapes_fine_instance_seg_train
 
-SRC is a path or a URL of weights for the classes of the dataset `--source`; DST, a .pth or .safetensors file, gets
-weights for those of `--target`. Classes are the same that have the same name. The others start at random, as the heads
-of a new model do; of Cityscapes that is `rider` (paper, appendix A).
+SRC is a path or a URL of weights for the classes of `--source`; DST, a .pth or .safetensors file, gets weights for
+those of `--target`. Each is the name of a registered dataset, or a COCO JSON. Classes are the same that have the same
+name. The others start at random, as the heads of a new model do; of Cityscapes that is `rider` (paper, appendix A).
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data.datasets import thing_classes
+from .data.datasets import json_classes, thing_classes
 from .framework import PathManager
 from .weights import CheckpointError, check_destination, local_file, read_weights, rename_known, write_weights
 
@@ -71,19 +71,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", metavar="SRC")
     parser.add_argument("output", metavar="DST", type=Path)
-    parser.add_argument("--source", required=True, help="registered dataset of the weights' classes")
-    parser.add_argument("--target", required=True, help="registered dataset of the classes wanted")
+    parser.add_argument("--source", required=True, help="dataset of the weights' classes")
+    parser.add_argument("--target", required=True, help="dataset of the classes wanted")
     args = parser.parse_args()
     try:
-        source, target = thing_classes(args.source), thing_classes(args.target)
+        source, target = (
+            (json_classes if dataset.endswith(".json") else thing_classes)(dataset)
+            for dataset in (args.source, args.target)
+        )
         file = local_file(args.weights, PathManager)
         check_destination(file, args.output)
         content = read_weights(file)
         weights, of_a_part = rename_known(content["model"])
         by_ending = of_a_part or bool(content.get("matching_heuristics"))
         write_weights(args.output, transfer_classes(weights, source, target), by_ending=by_ending)
-    except (CheckpointError, FileNotFoundError, KeyError, ValueError) as error:
+    except KeyError as error:  # whose text would be in quotes
         parser.exit(1, f"{error.args[0]}\n")
+    except (CheckpointError, OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
     shared = {SYNONYMS.get(n, n) for n in source} & {SYNONYMS.get(n, n) for n in target}
     print(f"{args.output}: {len(shared)} of {len(target)} classes are known: {', '.join(sorted(shared))}")
 

@@ -1,5 +1,6 @@
 """Weights for other classes."""
 
+import json
 import subprocess
 import sys
 
@@ -91,6 +92,25 @@ def test_an_unknown_dataset_is_named(root, tmp_path):
     command += ["--source", "coco_2017_trian", "--target", "shapes_train"]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert result.returncode == 1 and "'coco_2017_trian' is not registered: did you mean coco_2017_" in result.stderr
+
+
+def test_own_files_name_their_classes(root, tmp_path):
+    for name, classes in (("old", ["red", "white", "blue"]), ("new", ["blue", "green"])):
+        categories = [{"id": 5 * i, "name": c} for i, c in enumerate(classes, start=1)]
+        content = {"images": [], "annotations": [], "categories": categories[::-1]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    old = layers(3)
+    torch.save({"model": old}, tmp_path / "old.pth")
+    command = [sys.executable, "-m", "projects_maskrcnn.transfer_classes", tmp_path / "old.pth", tmp_path / "new.pth"]
+    command += ["--source", tmp_path / "old.json", "--target", tmp_path / "new.json"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert "1 of 2 classes are known: blue" in result.stdout, result.stderr
+    name = "roi_heads.box_predictor.cls_score.weight"
+    new = torch.load(tmp_path / "new.pth", weights_only=True)["model"]
+    assert torch.equal(new[name][0], old[name][2]) and len(new[name]) == 3
+    (tmp_path / "old.json").unlink()
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 1 and "No such file" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

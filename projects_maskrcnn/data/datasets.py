@@ -80,7 +80,7 @@ def use_coco_files(cfg: CfgNode) -> None:
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-        coco = _read(name, json_file)
+        coco = _read(json_file)
         if split == "TRAIN" and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
             _check_polygons(coco, json_file)
         categories = _categories(coco)
@@ -89,12 +89,12 @@ def use_coco_files(cfg: CfgNode) -> None:
         cfg.DATASETS[split] = (name,)
 
 
-def _read(name: str, json_file: str) -> dict:
+def _read(json_file: str) -> dict:
     """A dataset's JSON, all of which is checked, on either framework."""
     try:
         coco = json.loads(Path(json_file).read_text())
     except ValueError as error:  # also a file that is not text
-        raise ValueError(f"dataset {name}: {json_file} is no COCO JSON: {error}") from error
+        raise ValueError(f"{json_file} is no COCO JSON: {error}") from error
     check_coco(coco, json_file)
     return coco
 
@@ -209,4 +209,14 @@ def thing_classes(name: str) -> list[str]:
             f"dataset {name}: there is no file {json_file}. Put it there, or set DETECTRON2_DATASETS (now "
             f"{datasets_root()}) to the folder that holds your datasets"
         )
-    return [c["name"] for c in _categories(_read(name, json_file))]
+    return json_classes(json_file)
+
+
+def json_classes(json_file: str) -> list[str]:
+    """The names of a COCO JSON's classes, by increasing id.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not valid COCO.
+    """
+    return [c["name"] for c in _categories(_read(json_file))]

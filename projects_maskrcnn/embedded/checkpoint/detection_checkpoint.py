@@ -108,7 +108,8 @@ class DetectionCheckpointer(Checkpointer):
         last = self.get_checkpoint_file()
         record = os.path.join(self.save_dir, "last_checkpoint")
         others = sorted(os.path.basename(file) for file in self.get_all_checkpoint_files() if file != last)
-        remedy = f"Write one of {others} into {record}, or delete {record} to start anew."
+        others = f"Write {' or '.join(others)} into {record}, or delete" if others else "Delete"
+        remedy = f"{others} {record} to start anew."
         if not os.path.isfile(last):
             raise FileNotFoundError(f"{record} names {os.path.basename(last)!r}, which is not in that folder. {remedy}")
         try:

@@ -180,12 +180,14 @@ def test_missing_files_are_named(tmp_path):
         checkpointer.load(tmp_path / "nowhere.pth")
     checkpointer.save("model_0000004")
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    with pytest.raises(FileNotFoundError, match=r"last_checkpoint names 'model_0000009.pth'.*\['model_0000004.pth'\]"):
+    with pytest.raises(FileNotFoundError, match=r"last_checkpoint names 'model_0000009.pth'.*Write model_0000004.pth "):
         checkpointer.resume_or_load("", resume=True)
+    (tmp_path / "model_0000004.pth").rename(tmp_path / "kept")
+    with pytest.raises(FileNotFoundError, match="not in that folder. Delete .*last_checkpoint to start anew"):
+        checkpointer.resume_or_load("", resume=True)
+    (tmp_path / "kept").rename(tmp_path / "model_0000004.pth")
     (tmp_path / "model_0000009.pth").write_bytes(b"PK")
-    with pytest.raises(
-        CheckpointError, match=r"\['model_0000004.pth'\] into .*model_0000009.pth is not a weights file"
-    ):
+    with pytest.raises(CheckpointError, match="model_0000004.pth into .*model_0000009.pth is not a weights file"):
         checkpointer.resume_or_load("", resume=True)
 
 
