@@ -51,7 +51,7 @@ def check_coco(coco: dict, json_file: str) -> None:
         found = f"an object with {sorted(coco)}" if isinstance(coco, dict) else f"a {type(coco).__name__}"
         raise CocoFormatError(
             f"{json_file} is not a COCO annotation file: it holds {found}, and not an object with 'images', "
-            "'annotations' and 'categories'."
+            "'annotations' and 'categories'"
         )
     for key in ("images", "annotations", "categories"):
         if not isinstance(coco.get(key, []), list):

@@ -41,7 +41,7 @@ def select(choice: str) -> str:
     if choice == "detectron2" and not installed:
         raise FrameworkError(
             "MASKRCNN_FRAMEWORK=detectron2, but Detectron2 is not installed in this environment. "
-            "Install it, or unset the variable to run on the embedded framework."
+            "Install it, or unset the variable to run on the embedded framework"
         )
     return "detectron2" if installed else "embedded"
 
@@ -125,7 +125,7 @@ if FRAMEWORK == "detectron2":
     except Exception as error:
         raise FrameworkError(
             f"Detectron2 is installed but broken: {type(error).__name__}: {error}. "
-            "Repair it, or set MASKRCNN_FRAMEWORK=embedded to run on the embedded framework."
+            "Repair it, or set MASKRCNN_FRAMEWORK=embedded to run on the embedded framework"
         ) from error
 else:
     from .embedded.checkpoint import DetectionCheckpointer

@@ -35,7 +35,7 @@ def _load() -> frozenset[str]:
         raise ImportError(
             f"the native operators in {LIBRARY} do not load with torch {torch.__version__}: {error}. "
             "They need torch >= 2.10. Build them again with `pip install --force-reinstall --no-deps .`, or remove the "
-            "file to use the slower PyTorch reference."
+            "file to use the slower PyTorch reference"
         ) from error
     _register_fakes()
     _register_derivatives()

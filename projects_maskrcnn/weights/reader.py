@@ -39,7 +39,7 @@ def local_file(path: str | os.PathLike | None, path_manager: PathManager) -> str
     except (OSError, AssertionError) as error:  # iopath asserts that what it fetched is not empty
         url = path.replace("detectron2://", DETECTRON2_ZOO, 1)
         raise CheckpointError(
-            f"{url} cannot be fetched ({error}). Fetch it yourself, and set MODEL.WEIGHTS to the file's path."
+            f"{url} cannot be fetched ({error}). Fetch it yourself, and set MODEL.WEIGHTS to the file's path"
         ) from error
     if os.path.isdir(local):
         raise CheckpointError(f"{path} is a folder, not a weights file. {REMEDY}")

@@ -46,7 +46,7 @@ class CfgNode(_CfgNode):
             if version != VERSION:
                 raise ValueError(
                     f"{source}: VERSION {version} of the config format is not supported, only {VERSION}. "
-                    "Rename its keys to those of version 2, as Detectron2's `upgrade_config` does."
+                    "Rename its keys to those of version 2, as Detectron2's `upgrade_config` does"
                 )
             try:
                 other = type(self)(content)
@@ -79,7 +79,7 @@ class CfgNode(_CfgNode):
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise KeyError(
                 f"{source}: unknown config key {key}.{hint} "
-                "A project's own keys exist once its add_..._config(cfg) has been called."
+                "A project's own keys exist once its add_..._config(cfg) has been called"
             ) from error
         raise error
 

@@ -79,7 +79,7 @@ def load_proposals_into_dataset(dataset_dicts: list[dict], proposal_file: str) -
     for record in dataset_dicts:
         row = rows.get(str(record["image_id"]))
         if row is None:
-            raise KeyError(f"{proposal_file} has no proposals for image_id {record['image_id']}.")
+            raise KeyError(f"{proposal_file} has no proposals for image_id {record['image_id']}")
         logits = np.asarray(proposals["objectness_logits"][row])
         order = logits.argsort()[::-1]
         record["proposal_boxes"] = np.asarray(proposals["boxes"][row])[order]
@@ -100,7 +100,7 @@ def print_instances_class_histogram(dataset_dicts: list[dict], class_names: Sequ
         if len(classes) and not 0 <= classes.min() <= classes.max() < len(counts):
             raise ValueError(
                 f"Image {record.get('file_name')} has category ids {sorted(set(classes.tolist()))}, not "
-                f"all within 0 to {len(counts) - 1}, for the {len(counts)} classes in the metadata."
+                f"all within 0 to {len(counts) - 1}, for the {len(counts)} classes in the metadata"
             )
         np.add.at(counts, classes, 1)
     cells = [
@@ -137,18 +137,18 @@ def get_detection_dataset_dicts(
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
-        raise ValueError("No dataset is named: set DATASETS.TRAIN and DATASETS.TEST to tuples of registered names.")
+        raise ValueError("No dataset is named: set DATASETS.TRAIN and DATASETS.TEST to tuples of registered names")
     loaded = [DatasetCatalog.get(name) for name in names]
     if isinstance(loaded[0], Dataset):
         return loaded[0] if len(loaded) == 1 else torch.utils.data.ConcatDataset(loaded)
     for name, dicts in zip(names, loaded, strict=True):
         if not len(dicts):
-            raise ValueError(f"Dataset {name!r} has no images.")
+            raise ValueError(f"Dataset {name!r} has no images")
     if proposal_files is not None:
         if len(proposal_files) != len(names):
             raise ValueError(
                 f"DATASETS.PROPOSAL_FILES_TRAIN or _TEST has {len(proposal_files)} files for {len(names)} "
-                "datasets: name one for each."
+                "datasets: name one for each"
             )
         for dicts, file in zip(loaded, proposal_files, strict=True):
             load_proposals_into_dataset(dicts, file)
@@ -165,7 +165,7 @@ def get_detection_dataset_dicts(
     if not dataset_dicts:
         raise ValueError(
             f"No image of {', '.join(names)} has objects to train on. Check its annotations, or set "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS to False to train on images without any."
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS to False to train on images without any"
         )
     return dataset_dicts
 
@@ -203,7 +203,7 @@ def build_batch_data_loader(
     if total_batch_size <= 0 or total_batch_size % world_size:
         raise ValueError(
             f"The total batch size (SOLVER.IMS_PER_BATCH) {total_batch_size} is not a multiple of the "
-            f"number of processes, {world_size}."
+            f"number of processes, {world_size}"
         )
     if isinstance(aspect_ratio_grouping, bool):
         groups = _wider_than_high(dataset) if aspect_ratio_grouping else np.zeros(len(dataset), dtype=int)
@@ -229,7 +229,7 @@ def _wider_than_high(dataset: Dataset | list[dict]) -> list[int]:
     except (KeyError, TypeError) as error:
         raise ValueError(
             "Grouping by aspect ratio needs dataset dicts with 'width' and 'height': add them, or set "
-            "DATALOADER.ASPECT_RATIO_GROUPING to False (aspect_ratio_grouping=False)."
+            "DATALOADER.ASPECT_RATIO_GROUPING to False (aspect_ratio_grouping=False)"
         ) from error
 
 
@@ -277,7 +277,7 @@ def _train_loader_from_config(
     if sampler is None:
         name = cfg.DATALOADER.SAMPLER_TRAIN
         if name not in TRAINING_SAMPLERS:
-            raise ValueError(f"DATALOADER.SAMPLER_TRAIN: {name!r} is none of {', '.join(TRAINING_SAMPLERS)}.")
+            raise ValueError(f"DATALOADER.SAMPLER_TRAIN: {name!r} is none of {', '.join(TRAINING_SAMPLERS)}")
         sampler = TRAINING_SAMPLERS[name](cfg, dataset)
         logger.info("Using training sampler %s", name)
     return {
@@ -379,7 +379,7 @@ def _check_map_style(dataset: list | Dataset) -> None:
     if isinstance(dataset, IterableDataset):
         raise TypeError(
             f"{type(dataset).__name__} is an IterableDataset, whose stream could not be resumed: "
-            "give a list of dataset dicts or a map-style dataset."
+            "give a list of dataset dicts or a map-style dataset"
         )
 
 

@@ -23,11 +23,11 @@ class _DatasetCatalog(UserDict):
                 catch).
         """
         if not callable(func):
-            raise TypeError(f"Dataset {name!r}: register a function that loads it, not a {type(func).__name__}.")
+            raise TypeError(f"Dataset {name!r}: register a function that loads it, not a {type(func).__name__}")
         if name in self:
             raise AssertionError(
                 f"Dataset {name!r} is already registered. Choose another name, or first call "
-                f"DatasetCatalog.remove({name!r}) and MetadataCatalog.remove({name!r})."
+                f"DatasetCatalog.remove({name!r}) and MetadataCatalog.remove({name!r})"
             )
         self[name] = func
 
@@ -42,7 +42,7 @@ class _DatasetCatalog(UserDict):
             raise KeyError(
                 f"Dataset {name!r} is not registered. Did you mean one of: {', '.join(near)}? "
                 "Register your own with register_coco_instances or DatasetCatalog.register, "
-                "before it is named in DATASETS.TRAIN or DATASETS.TEST."
+                "before it is named in DATASETS.TRAIN or DATASETS.TEST"
             )
         return self[name]()
 
@@ -69,14 +69,14 @@ class Metadata(types.SimpleNamespace):
 
     def __getattr__(self, key: str) -> Any:
         known = ", ".join(sorted(set(self.__dict__) - {"name"})) or "nothing"
-        raise AttributeError(f"Metadata of dataset {self.name!r} has no {key!r}; it has: {known}.")
+        raise AttributeError(f"Metadata of dataset {self.name!r} has no {key!r}; it has: {known}")
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key in self.__dict__ and self.__dict__[key] != value:
             raise AssertionError(
                 f"Metadata {key!r} of dataset {self.name!r} is already set, to another value: "
                 f"{self.__dict__[key]} != {value}. Use another dataset name, or first call "
-                f"MetadataCatalog.remove({self.name!r})."
+                f"MetadataCatalog.remove({self.name!r})"
             )
         super().__setattr__(key, value)
 
@@ -101,7 +101,7 @@ class _MetadataCatalog(UserDict):
     def get(self, name: str) -> Metadata:
         """The metadata of that name, created empty at first use."""
         if not name:
-            raise ValueError("MetadataCatalog.get: the name of a dataset is empty.")
+            raise ValueError("MetadataCatalog.get: the name of a dataset is empty")
         if name not in self:
             self[name] = Metadata(name=name)
         return self[name]

@@ -83,7 +83,7 @@ class MapDataset(Dataset):
                 return sample
             tried.add(current)
             if len(tried) == len(self):
-                raise RuntimeError(f"None of the {len(self)} elements of the dataset can be used: the log says why.")
+                raise RuntimeError(f"None of the {len(self)} elements of the dataset can be used: the log says why")
             if len(tried) >= 3:
                 logger.warning("%d elements could not be used in place of number %d.", len(tried), idx)
             while current in tried:

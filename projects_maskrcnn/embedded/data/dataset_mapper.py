@@ -47,9 +47,9 @@ class DatasetMapper:
         recompute_boxes: bool = False,
     ) -> None:
         if instance_mask_format not in ("polygon", "bitmask"):
-            raise ValueError(f"INPUT.MASK_FORMAT is 'polygon' or 'bitmask', not {instance_mask_format!r}.")
+            raise ValueError(f"INPUT.MASK_FORMAT is 'polygon' or 'bitmask', not {instance_mask_format!r}")
         if recompute_boxes and not use_instance_mask:
-            raise ValueError("DatasetMapper: recompute_boxes needs use_instance_mask.")
+            raise ValueError("DatasetMapper: recompute_boxes needs use_instance_mask")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format

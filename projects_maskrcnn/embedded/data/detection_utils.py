@@ -53,14 +53,14 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         OSError: the file does not decode.
     """
     if not PathManager.isfile(file_name):
-        raise FileNotFoundError(f"There is no image {file_name}. Correct the image folder or the annotation file.")
+        raise FileNotFoundError(f"There is no image {file_name}. Correct the image folder or the annotation file")
     try:
         with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
             return _to_array(_upright(image), format)
     except Exception as error:  # Pillow raises all sorts: OSError, SyntaxError, struct.error, ...
         raise OSError(
             f"Cannot decode image {file_name} ({type(error).__name__}: {error}). "
-            "Replace the file, or remove it from the annotation file."
+            "Replace the file, or remove it from the annotation file"
         ) from error
 
 
@@ -106,7 +106,7 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
         return np.repeat(image.astype(np.uint8), 3, axis=2)
     if format == "RGB":
         return image.astype(np.uint8)
-    raise ValueError(f"Image format (INPUT.FORMAT) {format!r}: expected BGR, RGB, L or YUV-BT.601.")
+    raise ValueError(f"Image format (INPUT.FORMAT) {format!r}: expected BGR, RGB, L or YUV-BT.601")
 
 
 def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
@@ -121,7 +121,7 @@ def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
         raise SizeMismatchError(
             f"Image {dataset_dict.get('file_name', '')} is {width} x {height} pixels (width x height), its "
             f"annotations say {expected[0]} x {expected[1]}. Correct the annotation file, or restore the "
-            "original image."
+            "original image"
         )
 
 
@@ -193,12 +193,12 @@ def transform_instance_annotations(
         if mask.shape != tuple(image_size):
             raise SizeMismatchError(
                 f"An RLE of height and width {segmentation['size']} becomes {mask.shape} by the transforms "
-                f"that make the image {tuple(image_size)}: the two were not of the same size."
+                f"that make the image {tuple(image_size)}: the two were not of the same size"
             )
         annotation["segmentation"] = mask
     elif segmentation is not None:
         raise ValueError(
-            f"A segmentation is a list of polygons or a COCO RLE (dict), not a {type(segmentation).__name__}."
+            f"A segmentation is a list of polygons or a COCO RLE (dict), not a {type(segmentation).__name__}"
         )
     if "keypoints" in annotation:
         annotation["keypoints"] = transform_keypoint_annotations(
@@ -236,12 +236,12 @@ def transform_keypoint_annotations(
     if keypoint_hflip_indices is None:
         raise ValueError(
             "Keypoints are mirrored, but not known to change places: set 'keypoint_flip_map' in the "
-            "metadata of the dataset, or INPUT.RANDOM_FLIP to 'none'."
+            "metadata of the dataset, or INPUT.RANDOM_FLIP to 'none'"
         )
     if len(keypoints) != len(keypoint_hflip_indices):
         raise ValueError(
             f"An annotation has {len(keypoints)} keypoints, the dataset's metadata 'keypoint_names' "
-            f"{len(keypoint_hflip_indices)}."
+            f"{len(keypoint_hflip_indices)}"
         )
     return keypoints[np.asarray(keypoint_hflip_indices)]
 
@@ -276,7 +276,7 @@ def annotations_to_instances(annos: list[dict], image_size: tuple[int, int], mas
 def _all_have(annos: list[dict], key: str, remedy: str) -> bool:
     lacking = [number for number, anno in enumerate(annos) if key not in anno]
     if 0 < len(lacking) < len(annos):
-        raise ValueError(f"Annotation {lacking[0]} (from 0) of the image has no {key!r}, others have: {remedy}.")
+        raise ValueError(f"Annotation {lacking[0]} (from 0) of the image has no {key!r}, others have: {remedy}")
     return bool(annos) and not lacking
 
 
@@ -285,7 +285,7 @@ def _polygon_masks(masks: list) -> PolygonMasks:
         if not isinstance(mask, list):
             raise ValueError(
                 "A segmentation is a run-length encoding or a bitmap, and cannot become a polygon: "
-                "set INPUT.MASK_FORMAT to 'bitmask'."
+                "set INPUT.MASK_FORMAT to 'bitmask'"
             )
     return PolygonMasks(masks)
 
@@ -300,7 +300,7 @@ def _bit_masks(masks: list, image_size: tuple[int, int]) -> BitMasks:
         if not isinstance(mask, np.ndarray) or mask.shape != tuple(image_size):
             raise ValueError(
                 "A segmentation is a list of polygons, a COCO RLE (dict) or an array of the image's size "
-                f"{tuple(image_size)}, not {getattr(mask, 'shape', type(mask).__name__)}."
+                f"{tuple(image_size)}, not {getattr(mask, 'shape', type(mask).__name__)}"
             )
         bitmaps.append(mask.astype(bool))
     return BitMasks(torch.from_numpy(np.stack(bitmaps)))
@@ -323,7 +323,7 @@ def filter_empty_instances(
         return_mask: also return what was kept, (N,) bool.
     """
     if not (by_box or by_mask):
-        raise ValueError("filter_empty_instances: by_box or by_mask must be True.")
+        raise ValueError("filter_empty_instances: by_box or by_mask must be True")
     keep = torch.ones(len(instances), dtype=torch.bool, device=instances.gt_boxes.device)
     if by_box:
         keep &= instances.gt_boxes.nonempty(threshold=box_threshold)
@@ -359,7 +359,7 @@ def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
         if value != values[0]:
             raise ValueError(
                 f"Datasets {dataset_names[0]!r} and {name!r} have different metadata {key!r}, and cannot "
-                f"be used together: {values[0]} and {value}."
+                f"be used together: {values[0]} and {value}"
             )
 
 
@@ -376,9 +376,9 @@ def gen_crop_transform_with_instance(
     x0, y0, x1, y1 = BoxMode.convert(list(instance["bbox"]), instance["bbox_mode"], BoxMode.XYXY_ABS)
     middle = np.array([y0 + y1, x0 + x1]) / 2
     if (size < crop).any():
-        raise ValueError(f"A crop of height and width {tuple(crop_size)} does not fit in {tuple(image_size)}.")
+        raise ValueError(f"A crop of height and width {tuple(crop_size)} does not fit in {tuple(image_size)}")
     if (size < middle).any():
-        raise ValueError(f"The middle of box {instance['bbox']} is outside the image, {tuple(image_size)}.")
+        raise ValueError(f"The middle of box {instance['bbox']} is outside the image, {tuple(image_size)}")
     least = np.maximum(np.floor(middle).astype(int) - crop, 0)
     greatest = np.minimum(size - crop, np.ceil(middle).astype(int))
     top = np.random.randint(least[0], greatest[0] + 1)
@@ -392,9 +392,9 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("none", "horizontal", "vertical"):
-        raise ValueError(f"INPUT.RANDOM_FLIP is 'none', 'horizontal' or 'vertical', not {flip!r}.")
+        raise ValueError(f"INPUT.RANDOM_FLIP is 'none', 'horizontal' or 'vertical', not {flip!r}")
     if not cfg.INPUT.MIN_SIZE_TRAIN:
-        raise ValueError("INPUT.MIN_SIZE_TRAIN is empty: name one size or more, in pixels.")
+        raise ValueError("INPUT.MIN_SIZE_TRAIN is empty: name one size or more, in pixels")
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     if flip == "none":
         return [resize]

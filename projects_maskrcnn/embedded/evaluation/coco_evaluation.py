@@ -227,7 +227,7 @@ class COCOEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"keypoints of an instance: {predicted} predicted (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS), "
                 f"{sorted(annotated)} in the annotations of {self._dataset_name!r}, "
-                f"{num_sigmas} sigmas (TEST.KEYPOINT_OKS_SIGMAS). They have to agree."
+                f"{num_sigmas} sigmas (TEST.KEYPOINT_OKS_SIGMAS). They have to agree"
             )
 
     def _derive_results(self, coco_eval: COCOeval, task: str) -> dict[str, float]:

@@ -86,4 +86,4 @@ def builtin_metadata(dataset_name: str) -> dict[str, Any]:
         }
     if dataset_name == "cityscapes":
         return {"thing_classes": list(CITYSCAPES_THING_CLASSES)}
-    raise KeyError(f"No builtin metadata for {dataset_name!r}: there are coco, coco_person and cityscapes.")
+    raise KeyError(f"No builtin metadata for {dataset_name!r}: there are coco, coco_person and cityscapes")

@@ -34,19 +34,19 @@ def load_cityscapes_instances(
         FileNotFoundError: there are no images, or one has no annotation file.
     """
     if not (from_json and to_polygons):
-        raise NotImplementedError("Cityscapes is read from its polygon files: from_json and to_polygons must be True.")
+        raise NotImplementedError("Cityscapes is read from its polygon files: from_json and to_polygons must be True")
     images = sorted(glob.glob(os.path.join(image_dir, "*", "*_leftImg8bit.png")))
     if not images:
         raise FileNotFoundError(
             f"No images {image_dir}/CITY/*_leftImg8bit.png. Cityscapes is looked for in the folder cityscapes/ below "
-            "the one that the environment variable DETECTRON2_DATASETS names."
+            "the one that the environment variable DETECTRON2_DATASETS names"
         )
     files = []
     for image in images:
         name = os.path.relpath(image, image_dir).removesuffix("_leftImg8bit.png")
         files.append((image, os.path.join(gt_dir, f"{name}_gtFine_polygons.json")))
         if not os.path.isfile(files[-1][1]):
-            raise FileNotFoundError(f"There is no annotation file {files[-1][1]} for the image {image}.")
+            raise FileNotFoundError(f"There is no annotation file {files[-1][1]} for the image {image}")
     # Resolving the overlaps takes tens of milliseconds an image.
     with multiprocessing.Pool(max(1, multiprocessing.cpu_count() // comm.get_world_size())) as pool:
         records = pool.starmap(_load_image, files)

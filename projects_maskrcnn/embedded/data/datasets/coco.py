@@ -219,7 +219,7 @@ def _coco_fields(anno: dict) -> dict:
         counts = segmentation["counts"]
         fields["segmentation"] = segmentation | {"counts": counts if isinstance(counts, str) else counts.decode()}
     elif segmentation is not None:
-        raise TypeError(f"A segmentation is a list of polygons or an RLE, not a {type(segmentation).__name__}.")
+        raise TypeError(f"A segmentation is a list of polygons or an RLE, not a {type(segmentation).__name__}")
     if "keypoints" in anno:
         keypoints = list(anno["keypoints"])
         fields["keypoints"] = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(keypoints)]

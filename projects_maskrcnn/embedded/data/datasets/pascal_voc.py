@@ -31,7 +31,7 @@ def read_image_ids(dirname: str, split: str) -> list[str]:
     if not PathManager.isfile(path):
         raise FileNotFoundError(
             f"There is no {path}. PASCAL VOC is looked for in the folders VOC2007/ and VOC2012/ below the one that the "
-            "environment variable DETECTRON2_DATASETS names."
+            "environment variable DETECTRON2_DATASETS names"
         )
     with PathManager.open(path) as file:
         return [line.split()[0] for line in file if line.strip()]
@@ -91,7 +91,7 @@ def load_voc_instances(dirname: str, split: str, class_names: Sequence[str]) -> 
         annotations = []
         for item in content["objects"]:
             if item["name"] not in class_names:
-                raise ValueError(f"{path} has an object of class {item['name']!r}; known are {', '.join(class_names)}.")
+                raise ValueError(f"{path} has an object of class {item['name']!r}; known are {', '.join(class_names)}")
             x0, y0, x1, y1 = item["bbox"]
             annotations.append(
                 {

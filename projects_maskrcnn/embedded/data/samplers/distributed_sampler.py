@@ -28,9 +28,9 @@ class TrainingSampler(Sampler[int]):
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
         if not isinstance(size, int):
-            raise TypeError(f"{type(self).__name__}: size is an int, not {type(size).__name__}.")
+            raise TypeError(f"{type(self).__name__}: size is an int, not {type(size).__name__}")
         if size <= 0:
-            raise ValueError(f"{type(self).__name__}: the dataset has no image to sample (size {size}).")
+            raise ValueError(f"{type(self).__name__}: the dataset has no image to sample (size {size})")
         self.size = size
         self.shuffle = shuffle
         self.seed = comm.shared_random_seed() if seed is None else int(seed)
@@ -71,7 +71,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         if not 0 < number <= size:
             raise ValueError(
                 f"DATALOADER.RANDOM_SUBSET_RATIO: {subset_ratio} of {size} images is {number}; "
-                "choose a ratio in (0, 1] that leaves at least one image."
+                "choose a ratio in (0, 1] that leaves at least one image"
             )
         seed_subset = comm.shared_random_seed() if seed_subset is None else int(seed_subset)
         generator = torch.Generator().manual_seed(seed_subset)
@@ -133,7 +133,7 @@ class InferenceSampler(Sampler[int]):
 
     def __init__(self, size: int) -> None:
         if size <= 0:
-            raise ValueError(f"InferenceSampler: the dataset has no image (size {size}).")
+            raise ValueError(f"InferenceSampler: the dataset has no image (size {size})")
         ranks, rank = comm.get_world_size(), comm.get_rank()
         share, larger = divmod(size, ranks)
         start = rank * share + min(rank, larger)

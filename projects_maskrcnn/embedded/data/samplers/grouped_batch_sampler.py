@@ -45,7 +45,7 @@ class GroupedBatchSampler(Sampler[list[StreamIndex]]):
         self, sampler: Sampler[int], group_ids: Sequence[int], batch_size: int, drop_last: bool = True
     ) -> None:
         if not isinstance(sampler, Sampler):
-            raise TypeError(f"Expected a torch.utils.data.Sampler, got {type(sampler).__name__}.")
+            raise TypeError(f"Expected a torch.utils.data.Sampler, got {type(sampler).__name__}")
         self.sampler = sampler
         self.group_ids = group_ids
         self.batch_size = batch_size

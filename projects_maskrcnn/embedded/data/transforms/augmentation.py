@@ -38,7 +38,7 @@ class Augmentation:
         """Choose a transform, apply it to the input in place, and return it."""
         transform = self.get_transform(*self._arguments(aug_input))
         if not isinstance(transform, Transform):
-            raise TypeError(f"{type(self).__name__}.get_transform returned {type(transform).__name__}, no Transform.")
+            raise TypeError(f"{type(self).__name__}.get_transform returned {type(transform).__name__}, no Transform")
         aug_input.transform(transform)
         return transform
 
@@ -46,11 +46,11 @@ class Augmentation:
         if self.input_args is None:
             parameters = inspect.signature(self.get_transform).parameters.values()
             if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-                raise TypeError(f"{type(self).__name__}.get_transform: name the inputs, or override __call__.")
+                raise TypeError(f"{type(self).__name__}.get_transform: name the inputs, or override __call__")
             self.input_args = tuple(p.name for p in parameters) if len(parameters) > 1 else ("image",)
         missing = [name for name in self.input_args if not hasattr(aug_input, name)]
         if missing:
-            raise AttributeError(f"{type(self).__name__} needs {missing} of its {type(aug_input).__name__}.")
+            raise AttributeError(f"{type(self).__name__} needs {missing} of its {type(aug_input).__name__}")
         return [getattr(aug_input, name) for name in self.input_args]
 
     def _rand_range(
@@ -88,7 +88,7 @@ def as_augmentation(tfm_or_aug: Transform | Augmentation) -> Augmentation:
         return tfm_or_aug
     if isinstance(tfm_or_aug, Transform):
         return _Always(tfm_or_aug)
-    raise TypeError(f"Expected a Transform or an Augmentation, got {type(tfm_or_aug).__name__}.")
+    raise TypeError(f"Expected a Transform or an Augmentation, got {type(tfm_or_aug).__name__}")
 
 
 class AugmentationList(Augmentation):
@@ -117,9 +117,9 @@ class AugInput:
         self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None
     ) -> None:
         if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
-            raise TypeError(f"An image is an array (H, W) or (H, W, C), not {getattr(image, 'shape', type(image))}.")
+            raise TypeError(f"An image is an array (H, W) or (H, W, C), not {getattr(image, 'shape', type(image))}")
         if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
-            raise TypeError(f"An image is of dtype uint8 or float, not {image.dtype}.")
+            raise TypeError(f"An image is of dtype uint8 or float, not {image.dtype}")
         self.image = image
         self.boxes = boxes
         self.sem_seg = sem_seg

@@ -35,7 +35,7 @@ class RandomApply(Augmentation):
 
     def __init__(self, tfm_or_aug: Transform | Augmentation, prob: float = 0.5) -> None:
         if not 0.0 <= prob <= 1.0:
-            raise ValueError(f"RandomApply: prob is in [0, 1], not {prob}.")
+            raise ValueError(f"RandomApply: prob is in [0, 1], not {prob}")
         self.aug = as_augmentation(tfm_or_aug)
         self.prob = prob
 
@@ -51,7 +51,7 @@ class RandomFlip(Augmentation):
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False) -> None:
         if horizontal == vertical:
-            raise ValueError("RandomFlip: either horizontal or vertical is True; for both use two of them.")
+            raise ValueError("RandomFlip: either horizontal or vertical is True; for both use two of them")
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
@@ -115,12 +115,12 @@ class ResizeShortestEdge(Augmentation):
         if sample_style not in ("range", "choice"):
             raise ValueError(
                 f"ResizeShortestEdge (INPUT.MIN_SIZE_TRAIN_SAMPLING): sample_style is 'range' or 'choice', "
-                f"not {sample_style!r}."
+                f"not {sample_style!r}"
             )
         if sample_style == "range" and len(short_edge_length) != 2:
             raise ValueError(
                 "ResizeShortestEdge (INPUT.MIN_SIZE_TRAIN): for a 'range' give two lengths, the "
-                f"least and the greatest, not {short_edge_length}."
+                f"least and the greatest, not {short_edge_length}"
             )
         self._init(locals())
 
@@ -194,7 +194,7 @@ class RandomRotation(Augmentation):
         interp: int | None = None,
     ) -> None:
         if sample_style not in ("range", "choice"):
-            raise ValueError(f"RandomRotation: sample_style is 'range' or 'choice', not {sample_style!r}.")
+            raise ValueError(f"RandomRotation: sample_style is 'range' or 'choice', not {sample_style!r}")
         if isinstance(angle, (int, float)):
             angle = (angle, angle)
         if center is not None and isinstance(center[0], (int, float)):
@@ -266,12 +266,12 @@ class RandomCrop(Augmentation):
     def __init__(self, crop_type: str, crop_size: tuple[float, float]) -> None:
         types = ("relative_range", "relative", "absolute", "absolute_range")
         if crop_type not in types:
-            raise ValueError(f"RandomCrop (INPUT.CROP.TYPE): crop_type is one of {types}, not {crop_type!r}.")
+            raise ValueError(f"RandomCrop (INPUT.CROP.TYPE): crop_type is one of {types}, not {crop_type!r}")
         low, high = crop_size
         if crop_type.startswith("relative") and not (0 < low <= 1 and 0 < high <= 1):
-            raise ValueError(f"RandomCrop (INPUT.CROP.SIZE): {crop_type} sizes are in (0, 1], not {crop_size}.")
+            raise ValueError(f"RandomCrop (INPUT.CROP.SIZE): {crop_type} sizes are in (0, 1], not {crop_size}")
         if crop_type == "absolute_range" and low > high:
-            raise ValueError(f"RandomCrop (INPUT.CROP.SIZE): {crop_size} is not (least, greatest).")
+            raise ValueError(f"RandomCrop (INPUT.CROP.SIZE): {crop_size} is not (least, greatest)")
         self._init({"crop_type": crop_type, "crop_size": crop_size})
 
     def get_transform(self, image: np.ndarray) -> Transform:
@@ -454,4 +454,4 @@ class MinIoURandomCrop(Augmentation):
 
 def _check_rgb(augmentation: Augmentation, image: np.ndarray) -> None:
     if image.shape[-1] != 3:
-        raise ValueError(f"{type(augmentation).__name__} works on images (H, W, 3), not on {image.shape}.")
+        raise ValueError(f"{type(augmentation).__name__} works on images (H, W, 3), not on {image.shape}")

@@ -44,7 +44,7 @@ class ResizeTransform(Transform):
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         if img.shape[:2] != (self.h, self.w):
-            raise ValueError(f"{self} cannot resize an image of height and width {img.shape[:2]}.")
+            raise ValueError(f"{self} cannot resize an image of height and width {img.shape[:2]}")
         interp = self.interp if interp is None else interp
         if img.dtype == np.uint8:
             return with_pillow(img, lambda image: image.resize((self.new_w, self.new_h), interp))
@@ -148,7 +148,7 @@ class RotationTransform(Transform):
         if self.angle % 360 == 0 or img.size == 0:
             return img
         if img.shape[:2] != (self.h, self.w):
-            raise ValueError(f"{self} cannot rotate an image of height and width {img.shape[:2]}.")
+            raise ValueError(f"{self} cannot rotate an image of height and width {img.shape[:2]}")
         interp = self.interp if interp is None else interp
         rotated = cv2.warpAffine(np.ascontiguousarray(img), self.rm_image, (self.bound_w, self.bound_h), flags=interp)
         return rotated.reshape(self.bound_h, self.bound_w, *img.shape[2:])
@@ -169,7 +169,7 @@ class RotationTransform(Transform):
             NotImplementedError: not `expand`, which loses the corners.
         """
         if not self.expand:
-            raise NotImplementedError("A rotation that does not expand the image has no inverse.")
+            raise NotImplementedError("A rotation that does not expand the image has no inverse")
         back = RotationTransform(self.bound_h, self.bound_w, -self.angle, True, None, self.interp)
         x0, y0 = (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2
         return TransformList([back, CropTransform(x0, y0, self.w, self.h)])
@@ -184,7 +184,7 @@ class ColorTransform(Transform):
 
     def __init__(self, op: Callable[[np.ndarray], np.ndarray]) -> None:
         if not callable(op):
-            raise TypeError(f"{type(self).__name__}: op is a function, not a {type(op).__name__}.")
+            raise TypeError(f"{type(self).__name__}: op is a function, not a {type(op).__name__}")
         super().__init__()
         self._set_attributes(locals())
 
