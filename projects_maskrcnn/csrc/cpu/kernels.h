@@ -39,16 +39,6 @@ struct SparseRows {
   const Real* weight;
 };
 
-/// The weights of cells in bins along x, for maps whose columns lie together. Bins stand in `groups` of eight; group g
-/// has weights in columns from `begin[g]` to `end[g]` alone.
-struct ColumnWeights {
-  SparseRows<float> sparse;
-  int columns;  // a multiple of eight
-  int groups;
-  const float* dense;  // [columns][groups][8]
-  const int32_t *begin, *end;
-};
-
 /// The bilinear samples of each bin along one axis: bin b has those from `first[b]` to `first[b + 1]`.
 template <class Real>
 struct SampleRows {
@@ -83,19 +73,19 @@ struct RoiKernels {
   /// channels.
   void (*sum_bins)(const Real* cells, int64_t row_stride, int64_t column_stride, int blocks, const SparseRows<Real>& y,
                    const SparseRows<Real>& x, Real* out, int64_t out_stride);
-  /// `out[channel][bin]`: the same for `channels` channels of a map whose columns lie together, from its own layout to
-  /// bins that lie together. `scratch`: room for x.columns and for the bins and 8 numbers. Not for double.
-  /// `ahead`: the cells of the call to come, to be fetched meanwhile.
-  void (*sum_columns)(const T* cells, int64_t channel_stride, int64_t row_stride, int channels,
-                      const SparseRows<Real>& y, const ColumnWeights& x, const Patch<T>& ahead, Real* scratch, T* out);
+  /// `out[channel][bin]`: the same for one to eight channels of cells whose columns lie together, as many as a multiple
+  /// of eight. `scratch`: room for eight numbers a column and a bin. `ahead`: the cells of the call to come, to be
+  /// fetched meanwhile. Not for double.
+  void (*sum_columns)(const Patch<T>& cells, int channels, const SparseRows<Real>& y, const SparseRows<Real>& x,
+                      const Patch<T>& ahead, Real* scratch, T* out);
   /// `best[bin][kBlock]`, `argmax[bin][kBlock]`: for each bin the greatest of its samples, and its number.
   void (*max_bins)(const Real* cells, int64_t row_stride, int64_t column_stride, const SampleRows<Real>& y,
                    const SampleRows<Real>& x, Real* best, int32_t* argmax);
-  /// Adds to a row of cells [columns][kBlock] what the bins of one RoI pass back to it. `y_bin`, `y_weight`: the
-  /// `y_count` rows of bins that reach this row of cells. `x`: for each cell its columns of bins.
+  /// Adds to a row of cells, `cell_stride` apart, what the bins of one RoI pass back to a block of channels. `y_bin`,
+  /// `y_weight`: the `y_count` rows of bins that reach this row of cells. `x`: for each cell its columns of bins.
   /// `scratch`: room for bins_x * kBlock numbers.
   void (*spread_bins)(const Real* bins, int64_t bin_stride, int bins_x, int y_count, const int32_t* y_bin,
-                      const Real* y_weight, const SparseRows<Real>& x, Real* scratch, Real* cells);
+                      const Real* y_weight, const SparseRows<Real>& x, Real* scratch, Real* cells, int64_t cell_stride);
 };
 
 /// A box of corners (x0, y0) and (x1, y1), with its area as NMS rounds it.

@@ -77,37 +77,6 @@ struct Weights {
   }
 };
 
-/// What `ColumnWeights` views.
-struct Columns {
-  int low, columns, groups;
-  Weights<float> sparse;
-  std::vector<float> dense;
-  std::vector<int32_t> begin, end;
-
-  /// Returns false where the map is too narrow for whole vectors.
-  bool build(const Axis<float>& axis) {
-    sparse.build(axis);
-    columns = (sparse.cells + 7) / 8 * 8;
-    if (columns > axis.length) return false;
-    low = std::min(sparse.low, axis.length - columns);
-    for (int32_t& column : sparse.index) column += sparse.low - low;
-    groups = (axis.bins + 7) / 8;
-    dense.assign(static_cast<size_t>(columns) * groups * 8, 0);
-    begin.assign(groups, columns);
-    end.assign(groups, 0);
-    for (int bin = 0; bin < axis.bins; bin++)
-      for (int k = sparse.first[bin]; k < sparse.first[bin + 1]; k++) {
-        const int column = sparse.index[k], group = bin / 8;
-        dense[static_cast<size_t>(column) * groups * 8 + bin] += sparse.weight[k];
-        begin[group] = std::min(begin[group], column);
-        end[group] = std::max(end[group], column + 1);
-      }
-    return true;
-  }
-
-  ColumnWeights view() const { return {sparse.view(), columns, groups, dense.data(), begin.data(), end.data()}; }
-};
-
 /// Maps of channels last or of any strides: the threads share the RoIs.
 template <class T>
 void average_of_cells(const std::vector<Map<const T>>& maps, const Rois& rois, const std::vector<Roi>& list,
@@ -153,23 +122,27 @@ void average_of_cells(const std::vector<Map<const T>>& maps, const Rois& rois, c
 /// An RoI on a map whose columns lie together.
 struct ColumnRoi {
   int64_t index;
-  bool fits;  // whether the map is wide enough
-  Weights<float> y;
-  Columns x;
+  bool fits;    // whether the map is wide enough
+  int low;      // the first column
+  int columns;  // in whole vectors of eight
+  Weights<float> y, x;
 
   template <class T>
   void build(const Rois& rois, const Roi& roi, int64_t roi_index, const Map<const T>& map) {
     index = roi_index;
     y.build(roi.y<float>(rois, map));
-    fits = x.build(roi.x<float>(rois, map));
+    x.build(roi.x<float>(rois, map));
+    columns = (x.cells + 7) / 8 * 8;
+    fits = columns <= map.width;
+    low = std::min(x.low, map.width - columns);
+    for (int32_t& column : x.index) column += x.low - low;
   }
 
   /// The cells that it touches, from `channel` on.
   template <class T>
   Patch<T> patch(const Map<const T>& map, int64_t image, int64_t channel) const {
-    const T* corner =
-        map.data + image * map.image_stride + channel * map.channel_stride + y.low * map.row_stride + x.low;
-    return {corner, map.channel_stride, map.row_stride, 1, y.cells, x.columns, 0, nullptr};
+    const T* corner = map.data + image * map.image_stride + channel * map.channel_stride + y.low * map.row_stride + low;
+    return {corner, map.channel_stride, map.row_stride, 1, y.cells, columns, 0, nullptr};
   }
 };
 
@@ -195,9 +168,8 @@ void sum_columns(const std::vector<ColumnRoi>& rois, int64_t count, const std::v
         if (!roi.fits) continue;
         const Patch<T> cells = patch_of(i);
         const Patch<T> ahead = i + 1 < last && rois[i + 1].fits ? patch_of(i + 1) : Patch<T>{};
-        scratch.resize(std::max<size_t>(scratch.size(), roi.x.columns + out.height * out.width + 8));
-        kernels().roi<T>().sum_columns(cells.data, cells.channel_stride, cells.row_stride, in_block, roi.y.view(),
-                                       roi.x.view(), ahead, scratch.data(),
+        scratch.resize(std::max<size_t>(scratch.size(), (roi.columns + out.height * out.width) * 8));
+        kernels().roi<T>().sum_columns(cells, in_block, roi.y.view(), roi.x.view(), ahead, scratch.data(),
                                        out.data + roi.index * out.image_stride + channel * out.channel_stride);
       }
     }
@@ -263,7 +235,18 @@ std::vector<CellWeights<Sum<T>>> weights_by_cell(const Rois& rois, const std::ve
   return weights;
 }
 
-/// The rows of all maps, in one list: for each the RoIs that cross it.
+/// A row of cells of a map, and the RoIs that cross it.
+template <class T>
+struct Row {
+  const Map<T>& map;
+  int64_t image;
+  int64_t at;  // among the map's rows
+  const int64_t *begin, *end;
+
+  T* data() const { return map.data + image * map.image_stride + at * map.row_stride; }
+};
+
+/// The rows of all maps, in one list.
 struct RowLists {
   std::vector<int64_t> first_row;   // of each level; the rows of an image lie together
   std::vector<int64_t> first, roi;  // compressed rows
@@ -285,88 +268,99 @@ struct RowLists {
     for (size_t r = 0; r < list.size(); r++)
       for (int i = 0; i < weights[r].y.cells; i++) roi[next[row_of(r) + i]++] = r;
   }
-};
 
-/// The gradients of the bins, for a block of channels at a time: in place where their layout allows, else packed.
-template <class T>
-class GradBlock {
- public:
-  using Real = Sum<T>;
-
-  GradBlock(const Map<const T>& grad, int64_t rois)
-      : grad_(grad),
-        rois_(rois),
-        bins_(grad.height * grad.width),
-        flat_(grad.row_stride == grad.width * grad.column_stride),
-        packed_(new Real[rois * bins_ * kBlock<Real>]) {
-    want_large_pages(packed_.get(), sizeof(Real) * rois * bins_ * kBlock<Real>);
-  }
-
-  /// Takes the `count` channels from `channel` on.
-  void load(int64_t channel, int count) {
-    const T* data = grad_.data + channel * grad_.channel_stride;
-    in_place_ = std::is_same_v<T, Real> && grad_.channel_stride == 1 && count == kBlock<Real> && flat_;
-    data_ = in_place_ ? reinterpret_cast<const Real*>(data) : packed_.get();
-    if (in_place_) return;
-    torch::stable::parallel_for(0, rois_, 1, [&](int64_t begin, int64_t end) {
-      const int rows = flat_ ? 1 : grad_.height, columns = flat_ ? bins_ : grad_.width;
-      for (int64_t r = begin; r < end; r++)
-        kernels().roi<T>().pack({data + r * grad_.image_stride, grad_.channel_stride, grad_.row_stride,
-                                 grad_.column_stride, rows, columns, columns, nullptr},
-                                count, packed_.get() + r * bins_ * kBlock<Real>);
+  /// The threads share the rows: calls visit(Row) for each of a thread's.
+  template <class T, class MakeVisit>
+  void share(const std::vector<Map<T>>& maps, MakeVisit make_visit) const {
+    share_work(first_row.back(), [&](auto next) {
+      auto visit = make_visit();
+      for (int64_t row; (row = next()) < first_row.back();) {
+        int level = 0;
+        while (row >= first_row[level + 1]) level++;
+        const int64_t in_level = row - first_row[level];
+        visit(Row<T>{maps[level], in_level / maps[level].height, in_level % maps[level].height, roi.data() + first[row],
+                     roi.data() + first[row + 1]});
+      }
     });
   }
-
-  /// Those of an RoI's bins; the next bin's lie `bin_stride()` ahead.
-  const Real* of(int64_t r) const { return data_ + r * (in_place_ ? grad_.image_stride : bins_ * kBlock<Real>); }
-  int64_t bin_stride() const { return in_place_ ? grad_.column_stride : kBlock<Real>; }
-
- private:
-  Map<const T> grad_;
-  int64_t rois_;
-  int bins_;
-  bool flat_;  // the rows of bins follow each other without a gap
-  std::unique_ptr<Real[]> packed_;
-  bool in_place_;
-  const Real* data_;
 };
+
+/// Adds to `cells`, of a row from its first column on, what the bins of RoI `r` pass back to them, for a block of
+/// channels. The next bin's gradient lies `bin_stride` ahead of `bins`, the next cell's `cell_stride` ahead of `cells`.
+template <class T, class Real = Sum<T>>
+void spread(const CellWeights<Real>& weights, int64_t row, const Real* bins, int64_t bin_stride, int bins_x,
+            Real* scratch, Real* cells, int64_t cell_stride) {
+  const auto& [y, x] = weights;
+  const int32_t begin = y.first[row - y.low], end = y.first[row - y.low + 1];
+  kernels().roi<T>().spread_bins(bins, bin_stride, bins_x, end - begin, y.index.data() + begin, y.weight.data() + begin,
+                                 x.view(), scratch, cells + x.low * cell_stride, cell_stride);
+}
+
+/// Where all channels of a cell, and of a bin, lie side by side in whole blocks: rows are summed where they shall be.
+template <class T>
+void spread_in_place(const Map<const T>& grad, const std::vector<CellWeights<T>>& weights, const RowLists& lists,
+                     const std::vector<Map<T>>& maps, int64_t channels) {
+  lists.share(maps, [&] {
+    return [&, scratch = std::vector<T>(static_cast<size_t>(grad.width) * kBlock<T>)](const Row<T>& row) mutable {
+      T* cells = row.data();
+      std::memset(cells, 0, sizeof(T) * row.map.width * channels);
+      for (const int64_t* r = row.begin; r < row.end; r++)
+        for (int64_t channel = 0; channel < channels; channel += kBlock<T>)
+          spread<T>(weights[*r], row.at, grad.data + *r * grad.image_stride + channel, grad.column_stride, grad.width,
+                    scratch.data(), cells + channel, row.map.column_stride);
+    };
+  });
+}
+
+/// In any layout: a block of channels at a time, packed.
+template <class T>
+void spread_packed(const Map<const T>& grad, const std::vector<CellWeights<Sum<T>>>& weights, const RowLists& lists,
+                   const std::vector<Map<T>>& maps, int64_t channels) {
+  using Real = Sum<T>;
+  const RoiKernels<T>& kernel = kernels().roi<T>();
+  const int64_t rois = weights.size();
+  const int bins = grad.height * grad.width;
+  const bool flat = grad.row_stride == grad.width * grad.column_stride;
+  const int rows = flat ? 1 : grad.height, columns = flat ? bins : grad.width;
+  const std::unique_ptr<Real[]> packed(new Real[rois * bins * kBlock<Real>]);
+  want_large_pages(packed.get(), sizeof(Real) * rois * bins * kBlock<Real>);
+  int widest = 0;
+  for (const Map<T>& map : maps) widest = std::max(widest, map.width);
+
+  for (int64_t channel = 0; channel < channels; channel += kBlock<Real>) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock<Real>, channels - channel));
+    torch::stable::parallel_for(0, rois, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++)
+        kernel.pack({grad.data + r * grad.image_stride + channel * grad.channel_stride, grad.channel_stride,
+                     grad.row_stride, grad.column_stride, rows, columns, columns, nullptr},
+                    count, packed.get() + r * bins * kBlock<Real>);
+    });
+    lists.share(maps, [&] {
+      return [&, scratch = std::vector<Real>(static_cast<size_t>(grad.width) * kBlock<Real>),
+              cells = std::vector<Real>(static_cast<size_t>(widest) * kBlock<Real>)](const Row<T>& row) mutable {
+        std::memset(cells.data(), 0, sizeof(Real) * row.map.width * kBlock<Real>);
+        for (const int64_t* r = row.begin; r < row.end; r++)
+          spread<T>(weights[*r], row.at, packed.get() + *r * bins * kBlock<Real>, kBlock<Real>, grad.width,
+                    scratch.data(), cells.data(), kBlock<Real>);
+        kernel.unpack(cells.data(), row.map.width, count, row.map.channel_stride, row.map.column_stride,
+                      row.data() + channel * row.map.channel_stride);
+      };
+    });
+  }
+}
 
 template <class T>
 void average_backward(const Map<const T>& grad, const Rois& rois, const std::vector<Roi>& list,
                       const std::vector<Map<T>>& maps, int64_t channels) {
-  using Real = Sum<T>;
-  const RoiKernels<T>& kernel = kernels().roi<T>();
-  const std::vector<CellWeights<Real>> weights = weights_by_cell(rois, list, maps);
+  const std::vector<CellWeights<Sum<T>>> weights = weights_by_cell(rois, list, maps);
   const RowLists lists(maps, rois.num_images, list, weights);
-  const int64_t rows = lists.first_row.back();
-  int widest = 0;
-  for (const Map<T>& map : maps) widest = std::max(widest, map.width);
-  GradBlock<T> block(grad, rois.size());
-  for (int64_t channel = 0; channel < channels; channel += kBlock<Real>) {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock<Real>, channels - channel));
-    block.load(channel, count);
-    share_work(rows, [&](auto next) {
-      std::vector<Real> scratch(static_cast<size_t>(grad.width) * kBlock<Real>);
-      std::vector<Real> cells(static_cast<size_t>(widest) * kBlock<Real>);
-      for (int64_t row; (row = next()) < rows;) {
-        int level = 0;
-        while (row >= lists.first_row[level + 1]) level++;
-        const Map<T>& map = maps[level];
-        const int64_t in_level = row - lists.first_row[level];
-        const int64_t image = in_level / map.height, at = in_level % map.height;
-        std::memset(cells.data(), 0, sizeof(Real) * map.width * kBlock<Real>);
-        for (int64_t k = lists.first[row]; k < lists.first[row + 1]; k++) {
-          const int64_t r = lists.roi[k];
-          const auto& [y, x] = weights[r];
-          const int32_t begin = y.first[at - y.low], end = y.first[at - y.low + 1];
-          kernel.spread_bins(block.of(r), block.bin_stride(), grad.width, end - begin, y.index.data() + begin,
-                             y.weight.data() + begin, x.view(), scratch.data(), cells.data() + x.low * kBlock<Real>);
-        }
-        kernel.unpack(cells.data(), map.width, count, map.channel_stride, map.column_stride,
-                      map.data + image * map.image_stride + channel * map.channel_stride + at * map.row_stride);
-      }
-    });
+  if constexpr (std::is_same_v<T, Sum<T>>) {
+    const auto together = [&](const auto& map) { return map.channel_stride == 1 && map.column_stride == channels; };
+    if (channels % kBlock<T> == 0 && together(grad) && grad.row_stride == grad.width * channels &&
+        std::all_of(maps.begin(), maps.end(), together))
+      return spread_in_place(grad, weights, lists, maps, channels);
   }
+  spread_packed(grad, weights, lists, maps, channels);
 }
 
 }  // namespace

@@ -51,25 +51,22 @@ inline void store_eight(float* p, Eight v) {
   *reinterpret_cast<Eight*>(p) = v;
 }
 
-inline bool any_nan(Eight v) {
-  const auto nan = v != v;
-  int any = 0;
-  for (int i = 0; i < 8; i++) any |= nan[i];
-  return any != 0;
-}
-
 /// Transposes 8 x 8 numbers: exchanges off-diagonal blocks of four, of two, of one.
 inline void transpose(Eight (&r)[8]) {
+#pragma GCC unroll 8
   for (int i = 0; i < 4; i++) {
     const Eight a = r[i], b = r[i + 4];
     r[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
     r[i + 4] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
   }
-  for (int i = 0; i < 8; i += i % 4 == 1 ? 3 : 1) {
+#pragma GCC unroll 8
+  for (int k = 0; k < 4; k++) {
+    const int i = k + k / 2 * 2;
     const Eight a = r[i], b = r[i + 2];
     r[i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
     r[i + 2] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
   }
+#pragma GCC unroll 8
   for (int i = 0; i < 8; i += 2) {
     const Eight a = r[i], b = r[i + 1];
     r[i] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
@@ -121,12 +118,13 @@ void pack(const Patch<T>& patch, int channels, Real* packed) {
   }
 }
 
-template <class T, class Real = Sum<T>>
-void unpack(const Real* packed, int items, int channels, int64_t channel_stride, int64_t item_stride, T* out) {
-  constexpr int block = kBlock<Real>;
+/// `unpack` from [items][kStride].
+template <int kStride, class T, class Real>
+inline void unpack_from(const Real* packed, int items, int channels, int64_t channel_stride, int64_t item_stride,
+                        T* out) {
   if (channel_stride == 1) {
     for (int i = 0; i < items; i++)
-      for (int c = 0; c < channels; c++) out[i * item_stride + c] = static_cast<T>(packed[i * block + c]);
+      for (int c = 0; c < channels; c++) out[i * item_stride + c] = static_cast<T>(packed[i * kStride + c]);
     return;
   }
   int done = 0;  // channels
@@ -136,7 +134,7 @@ void unpack(const Real* packed, int items, int channels, int64_t channel_stride,
         for (int next = 0; next < items; next += 8) {
           const int i = next + 8 <= items ? next : items - 8;  // the last eight may repeat some
           Eight r[8];
-          for (int k = 0; k < 8; k++) r[k] = load_eight(packed + (i + k) * block + done);
+          for (int k = 0; k < 8; k++) r[k] = load_eight(packed + (i + k) * kStride + done);
           transpose(r);
           for (int k = 0; k < 8; k++) store_eight(out + (done + k) * channel_stride + i, r[k]);
         }
@@ -145,7 +143,12 @@ void unpack(const Real* packed, int items, int channels, int64_t channel_stride,
   }
   for (; done < channels; done++)
     for (int i = 0; i < items; i++)
-      out[done * channel_stride + i * item_stride] = static_cast<T>(packed[i * block + done]);
+      out[done * channel_stride + i * item_stride] = static_cast<T>(packed[i * kStride + done]);
+}
+
+template <class T, class Real = Sum<T>>
+void unpack(const Real* packed, int items, int channels, int64_t channel_stride, int64_t item_stride, T* out) {
+  unpack_from<kBlock<Real>>(packed, items, channels, channel_stride, item_stride, out);
 }
 
 // ---- bins ----
@@ -172,50 +175,40 @@ void sum_bins(const Real* cells, int64_t row_stride, int64_t column_stride, int 
 }
 
 template <class T>
-void sum_columns(const T* cells, int64_t channel_stride, int64_t row_stride, int channels, const SparseRows<float>& y,
-                 const ColumnWeights& x, const Patch<T>& ahead, float* scratch, T* out) {
-  float* line = scratch;               // the rows of a bin, added up
-  float* plane = scratch + x.columns;  // the bins of a channel; eight are stored at once
-  const int bins_x = x.sparse.rows, bins = y.rows * bins_x;
-  for (int channel = 0; channel < channels; channel++, cells += channel_stride, out += bins) {
-    for (int row = 0; row < ahead.rows; row++) {
-      const T* next = ahead.data + channel * ahead.channel_stride + row * ahead.row_stride;
-      for (int column = 0; column < ahead.columns; column += 64 / sizeof(T)) __builtin_prefetch(next + column);
-      __builtin_prefetch(next + ahead.columns - 1);
+void sum_columns(const Patch<T>& cells, int channels, const SparseRows<float>& y, const SparseRows<float>& x,
+                 const Patch<T>& ahead, float* scratch, T* out) {
+  float* line = scratch;                         // [columns][8]: the rows of a bin, added up
+  float* const sums = line + cells.columns * 8;  // [bins][8]
+  float* sum_of_bin = sums;
+  int64_t offset[8];
+  for (int i = 0; i < 8; i++) offset[i] = (i < channels ? i : 0) * cells.channel_stride;
+  for (int by = 0; by < y.rows; by++) {
+    for (int column = 0; column < cells.columns; column += 8) {
+      Eight r[8] = {};
+      for (int k = y.first[by]; k < y.first[by + 1]; k++) {
+        const T* from = cells.data + y.index[k] * cells.row_stride + column;
+        for (int i = 0; i < 8; i++) r[i] += y.weight[k] * load_eight(from + offset[i]);
+      }
+      transpose(r);
+      for (int i = 0; i < 8; i++) store_eight(line + (column + i) * 8, r[i]);
     }
-    for (int by = 0; by < y.rows; by++) {
-      Eight zeros = {};
-      for (int column = 0; column < x.columns; column += 8) {
-        Eight sum = {};
-        for (int i = y.first[by]; i < y.first[by + 1]; i++)
-          sum += y.weight[i] * load_eight(cells + y.index[i] * row_stride + column);
-        zeros += sum * 0;
-        store_eight(line + column, sum);
-      }
-      float* row = plane + by * bins_x;
-      if (any_nan(zeros)) {  // infinity times a weight of zero must not spoil the bins beside
-        for (int bx = 0; bx < bins_x; bx++) {
-          row[bx] = 0;
-          for (int j = x.sparse.first[bx]; j < x.sparse.first[bx + 1]; j++)
-            row[bx] += x.sparse.weight[j] * line[x.sparse.index[j]];
-        }
-        continue;
-      }
-      for (int group = 0; group < x.groups; group++) {
-        const float* weight = x.dense + group * 8;
-        const int stride = x.groups * 8, end = x.end[group];
-        int column = x.begin[group];
-        Eight even = {}, odd = {};
-        for (; column + 1 < end; column += 2) {
-          even += line[column] * load_eight(weight + column * stride);
-          odd += line[column + 1] * load_eight(weight + (column + 1) * stride);
-        }
-        if (column < end) even += line[column] * load_eight(weight + column * stride);
-        store_eight(row + group * 8, even + odd);
+    for (int bx = 0; bx < x.rows; bx++, sum_of_bin += 8) {
+      Eight sum = {};
+      for (int k = x.first[bx]; k < x.first[bx + 1]; k++) sum += x.weight[k] * load_eight(line + x.index[k] * 8);
+      store_eight(sum_of_bin, sum);
+    }
+    // a part of the cells of the call to come
+    const int begin = ahead.rows * by / y.rows, end = ahead.rows * (by + 1) / y.rows;
+    for (int i = 0; i < channels; i++) {
+      for (int row = begin; row < end; row++) {
+        const T* next = ahead.data + i * ahead.channel_stride + row * ahead.row_stride;
+        for (int column = 0; column < ahead.columns; column += 64 / sizeof(T)) __builtin_prefetch(next + column);
+        __builtin_prefetch(next + ahead.columns - 1);
       }
     }
-    for (int bin = 0; bin < bins; bin++) out[bin] = static_cast<T>(plane[bin]);
   }
+  const int bins = y.rows * x.rows;
+  unpack_from<8>(sums, bins, channels, bins, 1, out);
 }
 
 template <class Real>
@@ -260,7 +253,7 @@ void max_bins(const Real* cells, int64_t row_stride, int64_t column_stride, cons
 
 template <class Real>
 void spread_bins(const Real* bins, int64_t bin_stride, int bins_x, int y_count, const int32_t* y_bin,
-                 const Real* y_weight, const SparseRows<Real>& x, Real* scratch, Real* cells) {
+                 const Real* y_weight, const SparseRows<Real>& x, Real* scratch, Real* cells, int64_t cell_stride) {
   constexpr int block = kBlock<Real>, lanes = kLanes<Real>;
   for (int bx = 0; bx < bins_x; bx++) {
     Vector<Real> sum[kVectors] = {};
@@ -270,7 +263,7 @@ void spread_bins(const Real* bins, int64_t bin_stride, int bins_x, int y_count, 
     }
     for (int v = 0; v < kVectors; v++) vector_at(scratch + bx * block + v * lanes) = sum[v];
   }
-  for (int column = 0; column < x.rows; column++, cells += block) {
+  for (int column = 0; column < x.rows; column++, cells += cell_stride) {
     Vector<Real> sum[kVectors];
     for (int v = 0; v < kVectors; v++) sum[v] = vector_at(cells + v * lanes);
     for (int j = x.first[column]; j < x.first[column + 1]; j++) {
