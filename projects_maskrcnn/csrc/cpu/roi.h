@@ -21,19 +21,24 @@ void share_work(int64_t items, const Worker& worker) {
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { worker([&] { return counter++; }); });
 }
 
-/// Asks for large pages, where the system offers them: faulting in small ones costs as much as pooling does.
-inline void want_large_pages(void* data, size_t bytes) {
+/// Gets the pages of new memory, in large ones where the system offers them: small ones cost as much as pooling does.
+/// The threads get different ones; later, when they write side by side, they would wait for each other.
+inline void get_pages(void* data, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t page = 1 << 21;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (end <= begin) return;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  torch::stable::parallel_for(0, (end - begin) / page, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) *reinterpret_cast<volatile char*>(begin + i * page) = 0;
+  });
 #endif
 }
 
 inline Tensor empty(const Tensor& like, ScalarType type, const Ints& sizes, bool channels_last) {
   Tensor result = empty_map(like, type, sizes, channels_last);
-  want_large_pages(result.data_ptr(), result.numel() * result.element_size());
+  get_pages(result.data_ptr(), result.numel() * result.element_size());
   return result;
 }
 

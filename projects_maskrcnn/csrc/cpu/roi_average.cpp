@@ -168,7 +168,8 @@ void sum_columns(const std::vector<ColumnRoi>& rois, int64_t count, const std::v
         if (!roi.fits) continue;
         const Patch<T> cells = patch_of(i);
         const Patch<T> ahead = i + 1 < last && rois[i + 1].fits ? patch_of(i + 1) : Patch<T>{};
-        scratch.resize(std::max<size_t>(scratch.size(), (roi.columns + out.height * out.width) * 8));
+        const int64_t bins = static_cast<int64_t>(out.height) * out.width;
+        scratch.resize(std::max<size_t>(scratch.size(), (roi.columns + bins) * 8));
         kernels().roi<T>().sum_columns(cells, in_block, roi.y.view(), roi.x.view(), ahead, scratch.data(),
                                        out.data + roi.index * out.image_stride + channel * out.channel_stride);
       }
@@ -323,7 +324,7 @@ void spread_packed(const Map<const T>& grad, const std::vector<CellWeights<Sum<T
   const bool flat = grad.row_stride == grad.width * grad.column_stride;
   const int rows = flat ? 1 : grad.height, columns = flat ? bins : grad.width;
   const std::unique_ptr<Real[]> packed(new Real[rois * bins * kBlock<Real>]);
-  want_large_pages(packed.get(), sizeof(Real) * rois * bins * kBlock<Real>);
+  get_pages(packed.get(), sizeof(Real) * rois * bins * kBlock<Real>);
   int widest = 0;
   for (const Map<T>& map : maps) widest = std::max(widest, map.width);
 

@@ -120,10 +120,10 @@ void pack(const Patch<T>& patch, int channels, Real* packed) {
 
 /// `unpack` from [items][kStride].
 template <int kStride, class T, class Real>
-inline void unpack_from(const Real* packed, int items, int channels, int64_t channel_stride, int64_t item_stride,
+inline void unpack_from(const Real* packed, int64_t items, int channels, int64_t channel_stride, int64_t item_stride,
                         T* out) {
   if (channel_stride == 1) {
-    for (int i = 0; i < items; i++)
+    for (int64_t i = 0; i < items; i++)
       for (int c = 0; c < channels; c++) out[i * item_stride + c] = static_cast<T>(packed[i * kStride + c]);
     return;
   }
@@ -131,8 +131,8 @@ inline void unpack_from(const Real* packed, int items, int channels, int64_t cha
   if constexpr (sizeof(Real) == 4) {
     if (item_stride == 1 && items >= 8) {
       for (; done + 8 <= channels; done += 8) {
-        for (int next = 0; next < items; next += 8) {
-          const int i = next + 8 <= items ? next : items - 8;  // the last eight may repeat some
+        for (int64_t next = 0; next < items; next += 8) {
+          const int64_t i = next + 8 <= items ? next : items - 8;  // the last eight may repeat some
           Eight r[8];
           for (int k = 0; k < 8; k++) r[k] = load_eight(packed + (i + k) * kStride + done);
           transpose(r);
@@ -142,7 +142,7 @@ inline void unpack_from(const Real* packed, int items, int channels, int64_t cha
     }
   }
   for (; done < channels; done++)
-    for (int i = 0; i < items; i++)
+    for (int64_t i = 0; i < items; i++)
       out[done * channel_stride + i * item_stride] = static_cast<T>(packed[i * kStride + done]);
 }
 
@@ -177,13 +177,13 @@ void sum_bins(const Real* cells, int64_t row_stride, int64_t column_stride, int 
 template <class T>
 void sum_columns(const Patch<T>& cells, int channels, const SparseRows<float>& y, const SparseRows<float>& x,
                  const Patch<T>& ahead, float* scratch, T* out) {
-  float* line = scratch;                         // [columns][8]: the rows of a bin, added up
-  float* const sums = line + cells.columns * 8;  // [bins][8]
+  float* line = scratch;                                  // [columns][8]: the rows of a bin, added up
+  float* const sums = line + int64_t{8} * cells.columns;  // [bins][8]
   float* sum_of_bin = sums;
   int64_t offset[8];
   for (int i = 0; i < 8; i++) offset[i] = (i < channels ? i : 0) * cells.channel_stride;
   for (int by = 0; by < y.rows; by++) {
-    for (int column = 0; column < cells.columns; column += 8) {
+    for (int64_t column = 0; column < cells.columns; column += 8) {
       Eight r[8] = {};
       for (int k = y.first[by]; k < y.first[by + 1]; k++) {
         const T* from = cells.data + y.index[k] * cells.row_stride + column;
@@ -194,20 +194,21 @@ void sum_columns(const Patch<T>& cells, int channels, const SparseRows<float>& y
     }
     for (int bx = 0; bx < x.rows; bx++, sum_of_bin += 8) {
       Eight sum = {};
-      for (int k = x.first[bx]; k < x.first[bx + 1]; k++) sum += x.weight[k] * load_eight(line + x.index[k] * 8);
+      for (int k = x.first[bx]; k < x.first[bx + 1]; k++)
+        sum += x.weight[k] * load_eight(line + int64_t{8} * x.index[k]);
       store_eight(sum_of_bin, sum);
     }
     // a part of the cells of the call to come
-    const int begin = ahead.rows * by / y.rows, end = ahead.rows * (by + 1) / y.rows;
+    const int64_t begin = int64_t{ahead.rows} * by / y.rows, end = int64_t{ahead.rows} * (by + 1) / y.rows;
     for (int i = 0; i < channels; i++) {
-      for (int row = begin; row < end; row++) {
+      for (int64_t row = begin; row < end; row++) {
         const T* next = ahead.data + i * ahead.channel_stride + row * ahead.row_stride;
         for (int column = 0; column < ahead.columns; column += 64 / sizeof(T)) __builtin_prefetch(next + column);
         __builtin_prefetch(next + ahead.columns - 1);
       }
     }
   }
-  const int bins = y.rows * x.rows;
+  const int64_t bins = static_cast<int64_t>(y.rows) * x.rows;
   unpack_from<8>(sums, bins, channels, bins, 1, out);
 }
 
