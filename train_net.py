@@ -18,7 +18,7 @@ from torch import nn
 from projects_maskrcnn import add_maskrcnn_config, replace_poolers
 from projects_maskrcnn.alternating import evaluation_config, train_in_steps
 from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
-from projects_maskrcnn.config import check_ranges
+from projects_maskrcnn.config_check import check_ranges
 from projects_maskrcnn.data import RobustMapper, resolve_num_classes, use_coco_files
 from projects_maskrcnn.evaluation import check_figures, log_reference_figures
 from projects_maskrcnn.framework import (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from projects_maskrcnn import add_maskrcnn_config
-from projects_maskrcnn.config import check_ranges
+from projects_maskrcnn.config_check import check_ranges
 from projects_maskrcnn.framework import get_cfg
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
