@@ -13,23 +13,15 @@ from pathlib import Path
 from torch import Tensor
 
 from .framework import PathManager, setup_logger
-from .weights import CheckpointError, check_destination, local_file, read_weights, rename_known, write_weights
+from .weights import rewrite_weights
 
 
 def convert(source: str, destination: str | Path) -> dict[str, Tensor]:
     """Writes the weights of `source`, under Detectron2's names, to `destination`, and returns them.
 
-    Raises:
-        ValueError: the destination has another suffix than .pth and .safetensors, or is the source.
-        CheckpointError: the source holds no weights, or is refused, or the destination cannot be written.
+    Raises: as `rewrite_weights`.
     """
-    destination = Path(destination)
-    source = local_file(source, PathManager)
-    check_destination(source, destination)
-    content = read_weights(source)
-    weights, of_a_part = rename_known(content["model"])
-    write_weights(destination, weights, by_ending=of_a_part or bool(content.get("matching_heuristics")))
-    return weights
+    return rewrite_weights(source, Path(destination), PathManager)
 
 
 def main() -> None:
@@ -41,7 +33,7 @@ def main() -> None:
     setup_logger(name="projects_maskrcnn")
     try:
         weights = convert(args.source, args.destination)
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{args.destination}: {len(weights)} tensors, {sum(v.numel() for v in weights.values()) / 1e6:.1f} M values")
 

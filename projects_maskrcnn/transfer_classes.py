@@ -10,6 +10,7 @@ name. The others start at random, as the heads of a new model do; of Cityscapes 
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .data.datasets import json_classes, thing_classes
 from .framework import PathManager
-from .weights import CheckpointError, check_destination, local_file, read_weights, rename_known, write_weights
+from .weights import rewrite_weights
 
 SYNONYMS = {  # PASCAL VOC's names -> COCO's
     "aeroplane": "airplane",
@@ -79,15 +80,11 @@ def main() -> None:
             (json_classes if dataset.endswith(".json") else thing_classes)(dataset)
             for dataset in (args.source, args.target)
         )
-        file = local_file(args.weights, PathManager)
-        check_destination(file, args.output)
-        content = read_weights(file)
-        weights, of_a_part = rename_known(content["model"])
-        by_ending = of_a_part or bool(content.get("matching_heuristics"))
-        write_weights(args.output, transfer_classes(weights, source, target), by_ending=by_ending)
+        change = partial(transfer_classes, source=source, target=target)
+        rewrite_weights(args.weights, args.output, PathManager, change)
     except KeyError as error:  # whose text would be in quotes
         parser.exit(1, f"{error.args[0]}\n")
-    except (CheckpointError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     shared = {SYNONYMS.get(n, n) for n in source} & {SYNONYMS.get(n, n) for n in target}
     print(f"{args.output}: {len(shared)} of {len(target)} classes are known: {', '.join(sorted(shared))}")

@@ -3,6 +3,6 @@
 Stands below both frameworks, as `ops` does: imports third parties, and nothing of ours.
 """
 
-from .fitting import load_for, rename_known
+from .fitting import load_for
 from .reader import CheckpointError, local_file, read_weights
-from .writer import check_destination, write_weights
+from .writer import rewrite_weights, write_weights

@@ -1,22 +1,45 @@
 """Weights files that are written: .pth, which Detectron2 itself loads, and .safetensors."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from iopath.common.file_io import PathManager
 from torch import Tensor
 
 from .files import replaced
-from .reader import CheckpointError
+from .fitting import rename_known
+from .reader import CheckpointError, local_file, read_weights
 
 SUFFIXES = (".pth", ".safetensors")
 
 
-def check_destination(source: str, destination: Path) -> None:
-    """Raise a ValueError where weights cannot be rewritten from a local `source` to `destination`."""
+def rewrite_weights(
+    source: str,
+    destination: Path,
+    path_manager: PathManager,
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda weights: weights,
+) -> dict[str, Tensor]:
+    """Write the weights of one file, under Detectron2's names and after `change`, to another, and return them.
+
+    Args:
+        source: a path, or a URL that `path_manager` knows.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: the destination has another suffix than .pth and .safetensors, or is the source.
+        CheckpointError: the source holds no weights, or is refused, or the destination cannot be written.
+    """
+    file = local_file(source, path_manager)
     if destination.suffix not in SUFFIXES:
         raise ValueError(f"{destination}: name a file that ends in one of {', '.join(SUFFIXES)}")
-    if destination.is_file() and destination.samefile(source):
+    if destination.is_file() and destination.samefile(file):
         raise ValueError(f"{destination} is the source itself, of which more than weights would be lost: name another")
+    content = read_weights(file)
+    weights, of_a_part = rename_known(content["model"])
+    weights = change(weights)
+    write_weights(destination, weights, by_ending=of_a_part or bool(content.get("matching_heuristics")))
+    return weights
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], *, by_ending: bool = False) -> None:

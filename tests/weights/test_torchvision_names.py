@@ -9,7 +9,7 @@ import torch
 from projects_maskrcnn import add_maskrcnn_config
 from projects_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from projects_maskrcnn.framework import build_model, get_cfg
-from projects_maskrcnn.weights import rename_known
+from projects_maskrcnn.weights.fitting import rename_known
 from projects_maskrcnn.weights.torchvision_names import COCO_GAPS, InputFormat
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
