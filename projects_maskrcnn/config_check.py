@@ -1,6 +1,8 @@
 """What must hold of a config's numbers, checked before anything is built."""
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from .framework import CfgNode
@@ -40,9 +42,7 @@ def check_ranges(cfg: CfgNode) -> None:
     """Raise a ValueError where a number is such that a training would fail late, or learn nothing."""
     for name, (fits, keys) in RANGES.items():
         for key in keys.split():
-            value = cfg
-            for part in key.split("."):
-                value = value[part]
+            value = reduce(getitem, key.split("."), cfg)
             if not all(map(fits, _numbers(value))):
                 raise ValueError(f"{key} is {value}: it must be {name}")
 

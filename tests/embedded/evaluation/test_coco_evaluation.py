@@ -23,31 +23,6 @@ METRICS = {
 }
 
 
-@pytest.fixture
-def register(tmp_path, request):
-    """Registers metadata for annotations (a dict or a file) and returns the dataset's name."""
-    names = []
-
-    def register(annotations):
-        path = annotations
-        if isinstance(annotations, dict):
-            path = tmp_path / "annotations.json"
-            path.write_text(json.dumps(annotations))
-        categories = sorted(json.loads(path.read_text())["categories"], key=lambda c: c["id"])
-        name = f"{request.node.name}_{len(names)}"
-        names.append(name)
-        MetadataCatalog.get(name).set(
-            json_file=str(path),
-            thing_classes=[c["name"] for c in categories],
-            thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
-        )
-        return name
-
-    yield register
-    for name in names:
-        MetadataCatalog.pop(name)
-
-
 def instances(size, boxes, scores, classes, **fields):
     return Instances(
         size,
@@ -441,62 +416,11 @@ def test_masks_that_nobody_has_read_are_encoded_without_pasting():
     assert instances_to_coco_json(predicted, 1) == results
 
 
-def proposals(boxes, logits):
-    return Instances(
-        (400, 400),
-        proposal_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
-        objectness_logits=torch.tensor(logits, dtype=torch.float32),
-    )
-
-
-def test_proposal_recall_by_hand(register, tmp_path):
-    """Small: one box at IoU 0.8, over 7 of 10 thresholds. Large: one exact; one whose proposal is not among
-    the best 100, where it is missed, since the other's proposal is taken. Crowds do not count."""
-    data = {
-        **TINY,
-        "annotations": [
-            {"id": 1, "image_id": 4, "category_id": 7, "bbox": [0, 0, 20, 20]},
-            {"id": 2, "image_id": 4, "category_id": 9, "bbox": [100, 100, 100, 100]},
-            {"id": 3, "image_id": 4, "category_id": 9, "bbox": [100, 100, 100, 150]},
-            {"id": 4, "image_id": 4, "category_id": 9, "bbox": [0, 300, 50, 50], "iscrowd": 1, "area": 2500},
-            {"id": 5, "image_id": 5, "category_id": 9, "bbox": [0, 300, 50, 50]},
-        ],
-    }
-    far = [[300, 0, 310, 10]] * 99
-    boxes = [[0, 0, 20, 16], *far, [100, 100, 200, 200], [100, 100, 200, 250]]
-    logits = [1.0, *[3.0] * 99, 2.0, 0.0]
-    name = register(data)
-    evaluator = COCOEvaluator(name, output_dir=str(tmp_path))
-    evaluator.process([{"image_id": 4}], [{"proposals": proposals(boxes, logits)}])
-    results = evaluator.evaluate()
-    assert list(results) == ["box_proposals"]
-    expected = {
-        "AR@100": 100 / 3,
-        "ARs@100": 0,
-        "ARm@100": np.nan,  # the image with the medium box has no proposals, and is left out
-        "ARl@100": 50,
-        "AR@1000": 100 * (0.7 + 1 + 1) / 3,
-        "ARs@1000": 70,
-        "ARm@1000": np.nan,
-        "ARl@1000": 100,
-    }
-    assert list(results["box_proposals"]) == list(expected)
-    assert results["box_proposals"] == pytest.approx(expected, nan_ok=True)
-    assert (tmp_path / "box_proposals.pkl").is_file()
-
-
-def test_the_size_of_an_object_is_its_annotations_area(register):
-    """Of 1600 square pixels its mask has 900: small, though its box is of medium size."""
-    annotation = {"id": 1, "image_id": 4, "category_id": 7, "bbox": [0, 0, 40, 40], "area": 900}
-    evaluator = COCOEvaluator(register({**TINY, "annotations": [annotation]}))
-    evaluator.process([{"image_id": 4}], [{"proposals": proposals([[0, 0, 40, 40]], [1.0])}])
-    results = evaluator.evaluate()["box_proposals"]
-    assert results["ARs@100"] == 100 and np.isnan(results["ARm@100"])
-
-
 def test_results_are_ordered_as_evaluated(register):
     evaluator = COCOEvaluator(register(TINY))
-    both = {"instances": tiny_outputs()[4], "proposals": proposals([[0, 0, 100, 40]], [1.0])}
+    box = torch.tensor([[0.0, 0, 100, 40]])
+    proposals = Instances((100, 100), proposal_boxes=Boxes(box), objectness_logits=torch.ones(1))
+    both = {"instances": tiny_outputs()[4], "proposals": proposals}
     evaluator.process([{"image_id": 4}], [both])
     results = evaluator.evaluate()
     assert isinstance(results, OrderedDict) and list(results) == ["box_proposals", "bbox"]
